@@ -1,0 +1,1 @@
+"""How every weight in `models/` was made: one resumable command each. Needs the `train` extra."""
