@@ -1,0 +1,226 @@
+"""Settings of a service: defaults, a TOML file, the environment, flags; the last one wins.
+
+One file may serve all services, each in a table of its own name (`[edge]`, `[analytics]`, ...).
+Every mistake, a misspelt name included, is a `ConfigError` that names the field. What a setting
+does belongs to the service that uses it, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from typing_extensions import Self
+
+from sfic.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["SERVICE_TABLES", "ServiceSettings", "split_address"]
+
+SERVICE_TABLES = ("edge", "analytics", "decoder", "console")
+
+
+class ServiceSettings(BaseModel):
+    """Settings that every service has; a service adds its own fields and sets `service`.
+
+    The environment variable of a field is `SFIC_<SERVICE>__<FIELD>`, its flag `--field-name`; a
+    list is written as JSON there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    service: ClassVar[str] = "service"
+    """Name of the service: its table in the file and part of its environment variables."""
+
+    listen: str = Field(
+        "127.0.0.1:0",
+        title="Address of the gRPC server",
+        description="host:port; port 0 takes a free one. 127.0.0.1 keeps strangers out.",
+    )
+    metrics_listen: str = Field(
+        "",
+        title="Address of the Prometheus metrics",
+        description="host:port of the HTTP page /metrics; empty: none.",
+    )
+    max_message_bytes: int = Field(
+        16 * 1024 * 1024,
+        ge=64 * 1024,
+        le=256 * 1024 * 1024,
+        title="Largest gRPC message, in bytes",
+        description="A larger one ends its call with RESOURCE_EXHAUSTED.",
+    )
+    max_streams_per_connection: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        title="Calls at once on one connection",
+        description="Further ones wait.",
+    )
+    max_calls: int = Field(
+        1024,
+        ge=1,
+        le=100_000,
+        title="Calls at once over all connections",
+        description="Further ones are refused with RESOURCE_EXHAUSTED.",
+    )
+    shutdown_grace_seconds: float = Field(
+        20.0,
+        ge=0.0,
+        le=600.0,
+        title="Time to finish work at shutdown, in seconds",
+        description="What is still running after it is cancelled.",
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto",
+        title="Form of the log",
+        description="json: one object a line; console: for people; auto: console on a terminal.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", title="Least severity that is logged"
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _metrics_listen_is_address(cls, value: str) -> str:
+        if value:
+            split_address(value)
+        return value
+
+    @classmethod
+    def load(
+        cls,
+        argv: Sequence[str] = (),
+        *,
+        config: Path | str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Read the settings.
+
+        `argv` holds flags without the program's name (`--config FILE` is one of them and wins over
+        `config`); `environment` defaults to the process's. Raises `ConfigError` naming the field.
+        `--help` prints all settings and exits.
+        """
+        flags = cls._parse_flags(argv)
+        config = flags.pop("config", None) or config
+        values: dict[str, Any] = {}
+        if config is not None:
+            values.update(cls._read_file(Path(config)))
+        values.update(cls._read_environment(os.environ if environment is None else environment))
+        values.update(flags)
+        return cls.make(**values)
+
+    @classmethod
+    def make(cls, **values: Any) -> Self:
+        """Build from values alone (no file, environment or flags). Raises `ConfigError`."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(
+                "; ".join(cls._describe(item) for item in error.errors()),
+                field=".".join(str(part) for part in error.errors()[0]["loc"]),
+            ) from error
+
+    @classmethod
+    def _environment_prefix(cls) -> str:
+        return f"SFIC_{cls.service.upper()}__"
+
+    @classmethod
+    def _describe(cls, item: ErrorDetails) -> str:
+        name = ".".join(str(part) for part in item["loc"]) or "settings"
+        if item["type"] == "extra_forbidden":
+            return f"{cls.service}.{name}: no such setting"
+        problem = item["msg"].removeprefix("Value error, ")
+        problem = problem[:1].lower() + problem[1:]
+        return f"{cls.service}.{name}: {problem} (got {str(item['input'])[:80]!r})"
+
+    @classmethod
+    def _read_file(cls, path: Path) -> dict[str, Any]:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not TOML: {error}") from error
+        for table in content:
+            if table not in SERVICE_TABLES:
+                raise ConfigError(
+                    f"{path}: no table {table!r}; known are {', '.join(SERVICE_TABLES)}",
+                    field=table,
+                )
+        table = content.get(cls.service, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {cls.service!r} must be a table", field=cls.service)
+        return table
+
+    @classmethod
+    def _read_environment(cls, environment: Mapping[str, str]) -> dict[str, Any]:
+        prefix = cls._environment_prefix()
+        values: dict[str, Any] = {}
+        for variable, text in environment.items():
+            if variable.startswith(prefix):
+                field = variable.removeprefix(prefix).lower()
+                if field not in cls.model_fields:
+                    raise ConfigError(f"{variable}: {cls.service} has no such setting", field=field)
+                values[field] = cls._from_text(field, text)
+        return values
+
+    @classmethod
+    def _parse_flags(cls, argv: Sequence[str]) -> dict[str, Any]:
+        parser = _Parser(
+            prog=cls.service,
+            allow_abbrev=False,
+            description=f"Settings of {cls.service}; each also as {cls._environment_prefix()}NAME "
+            f"in the environment and in table [{cls.service}] of the file.",
+        )
+        parser.add_argument("--config", metavar="FILE", help="TOML file with settings")
+        for name, field in cls.model_fields.items():
+            about = ". ".join(part for part in (field.title, field.description) if part)
+            default = "" if field.is_required() else f" (default: {field.default})"
+            parser.add_argument(
+                "--" + name.replace("_", "-"),
+                dest=name,
+                metavar="VALUE",
+                help=(about + default).replace("%", "%%"),
+            )
+        given = {k: v for k, v in vars(parser.parse_args(list(argv))).items() if v is not None}
+        return {k: v if k == "config" else cls._from_text(k, v) for k, v in given.items()}
+
+    @classmethod
+    def _from_text(cls, field: str, text: str) -> Any:
+        """Read a list or table from JSON; pydantic reads everything else from its text."""
+        if not text.startswith(("[", "{")):
+            return text
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{cls.service}.{field}: not JSON: {error}", field=field) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split "host:port" ("[::1]:port" for IPv6); `ValueError` when it is not one."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be host:port with a port 0..65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)

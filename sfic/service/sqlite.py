@@ -1,0 +1,134 @@
+"""SQLite as a service keeps its data: WAL, every commit synced, migrations, off the event loop.
+
+One thread writes, so that writes happen in the order they were asked for; a few threads read, each
+on a connection of its own, and never wait for the writer. Tables and queries belong to the
+services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from sfic.errors import StorageError
+
+__all__ = ["Database"]
+
+T = TypeVar("T")
+
+
+class Database:
+    """A database file, opened or made, migrated to the newest schema.
+
+    `migrations[i]` is the SQL script that leads from schema version i to i + 1 (`PRAGMA
+    user_version`). Raises `StorageError` when the file cannot be used or is of a newer schema.
+    The functions given to `read` and `write` run in a thread with a connection to use there only.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[str], *, readers: int = 2) -> None:
+        self.path = path
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="sqlite-write")
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="sqlite-read")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer.submit(self._migrate, migrations).result()
+        except OSError as error:
+            self.close()
+            raise StorageError(f"cannot use {path}: {error.strerror or error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in one transaction; when this returns, it is committed and synced.
+
+        Once started it runs to its end, also when the caller is cancelled.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._writer, self.write_now, work
+        )
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on one consistent view of the database."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    def write_now(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do as `write`, in the calling thread."""
+        with self._errors():
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+            return result
+
+    def close(self) -> None:
+        """Finish what was asked for, then close; waits."""
+        self._writer.shutdown()
+        self._readers.shutdown()
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._errors():
+            connection = self._connection()
+            connection.execute("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                connection.execute("ROLLBACK")
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(
+                self.path, timeout=30.0, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    def _migrate(self, migrations: Sequence[str]) -> None:
+        with self._errors():
+            connection = self._connection()
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            if version > len(migrations):
+                raise StorageError(
+                    f"{self.path} has schema version {version}, made by a newer release; "
+                    f"this one knows {len(migrations)}"
+                )
+            for number in range(version, len(migrations)):
+                try:
+                    connection.executescript(
+                        f"BEGIN IMMEDIATE; {migrations[number]};"
+                        f" PRAGMA user_version = {number + 1}; COMMIT;"
+                    )
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(f"{self.path}: {error}") from error
