@@ -1,10 +1,11 @@
 """Read networks stored in TensorFlow.js formats and run them in torch.
 
-Belongs here: the weight-file reader (float16, float32, uint8-quantised), the graph-model reader, and `GraphNetwork`,
-which executes a graph model node by node. Not here: what a particular network means (`training.teachers`,
-`training.convert_judges`).
+Belongs here: the weight-file reader (float16, float32, uint8-quantised), the graph-model reader,
+and `GraphNetwork`, which executes a graph model node by node. Not here: what a particular network
+means (`training.teachers`, `training.convert_judges`).
 
-Formats: https://github.com/tensorflow/tfjs/tree/master/tfjs-converter (weights manifest, graph-model JSON).
+Formats: https://github.com/tensorflow/tfjs/tree/master/tfjs-converter (weights manifest,
+graph-model JSON).
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class TfjsError(ValueError):
 def read_weights(manifest: Sequence[dict[str, Any]], folder: Path) -> dict[str, NDArray[Any]]:
     """Read every weight of a tfjs manifest.
 
-    `manifest` is the list of weight groups; `folder` holds the binary files that it names (files without an
-    extension match `NAME.bin` too). Returns float32 (or int32) arrays by name; uint8 weights are dequantised as
-    `min + scale * q`. Raises TfjsError when bytes are missing or left over.
+    `manifest` is the list of weight groups; `folder` holds the binary files that it names (files
+    without an extension match `NAME.bin` too). Returns float32 (or int32) arrays by name; uint8
+    weights are dequantised as `min + scale * q`. Raises TfjsError when bytes are missing or left
+    over.
     """
     weights: dict[str, NDArray[Any]] = {}
     for group in manifest:
@@ -91,7 +93,9 @@ def _attribute(value: dict[str, Any]) -> Any:
 
 
 def read_graph_model(path: Path) -> GraphModel:
-    """Read a tfjs graph model (`NAME.json` beside its weight files), nodes sorted so that inputs come first."""
+    """Read a tfjs graph model (`NAME.json` beside its weight files), nodes sorted so that
+    inputs come first.
+    """
     data = json.loads(path.read_text())
     if "modelTopology" not in data or "node" not in data["modelTopology"]:
         raise TfjsError(f"{path}: no graph model")
@@ -136,9 +140,10 @@ def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
 class GraphNetwork(nn.Module):
     """A tfjs graph model as a differentiable torch module, executed node by node in NCHW.
 
-    Input [N, C, H, W] float32 in whatever range the graph expects; the result is a dict of its outputs by name
-    (rank 4 outputs are NCHW). It favours fidelity over speed: it is what hand-written modules are checked against,
-    and what small networks are exported from. Raises TfjsError on an operation it lacks.
+    Input [N, C, H, W] float32 in whatever range the graph expects; the result is a dict of its
+    outputs by name (rank 4 outputs are NCHW). It favours fidelity over speed: it is what
+    hand-written modules are checked against, and what small networks are exported from. Raises
+    TfjsError on an operation it lacks.
     """
 
     def __init__(self, model: GraphModel) -> None:
@@ -217,7 +222,8 @@ class GraphNetwork(nn.Module):
         shape = [int(s) for s in v[1]]
         if len(shape) != 2:
             raise TfjsError(f"{node.name}: only a reshape to rank 2 is implemented")
-        return x.reshape(shape)
+        y: Tensor = x.reshape(shape)
+        return y
 
     @staticmethod
     def _matmul(node: Node, v: list[Any]) -> Tensor:
@@ -233,7 +239,9 @@ class GraphNetwork(nn.Module):
 
 
 def _align(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Give per-channel constants the shape [C, 1, 1] (or NHWC constants NCHW) against a rank-4 operand."""
+    """Give per-channel constants the shape [C, 1, 1] (or NHWC constants NCHW) against a rank-4
+    operand.
+    """
     a, b = values
     if a.ndim == 4 and b.ndim < 4:
         b = _channels_first(b)
