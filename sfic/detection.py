@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,11 +24,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sfic.errors import BundleError, InvalidInput
+from sfic.locations import models_dir
 from sfic.sampling import sample_square
 
 __all__ = ["DetectedFace", "FaceDetector"]
-
-MODELS = Path(__file__).resolve().parent.parent / "models"
 
 _COARSE_SIDE = 128  # longer side of the first, cheap pass; even a face that fills it is found
 _TILE = 384  # divisible by 32; larger passes leave the cache and cost more per pixel
@@ -70,16 +70,16 @@ class FaceDetector:
 
     def __init__(
         self,
-        detector: Path = MODELS / "detector.onnx",
-        landmarks: Path = MODELS / "landmarks.onnx",
+        detector: Path | None = None,
+        landmarks: Path | None = None,
         threads: int = 1,
     ) -> None:
-        """Load both networks on the CPU with `threads` threads each.
+        """Load both networks (by default from `models/`) on the CPU with `threads` threads each.
 
         Raises `BundleError` if a model file is missing or damaged.
         """
-        self._detector = _load(detector, threads)
-        self._landmarks = _load(landmarks, threads)
+        self._detector = _load(detector or models_dir() / "detector.onnx", threads)
+        self._landmarks = _load(landmarks or models_dir() / "landmarks.onnx", threads)
 
     def detect(
         self, rgb: NDArray[np.uint8], max_faces: int = 32, min_size: float = 40.0
@@ -96,10 +96,8 @@ class FaceDetector:
             raise InvalidInput(f"expected uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
         if max_faces < 1 or not min_size >= 1:
             raise InvalidInput("max_faces and min_size must be at least 1")
-        found = [
-            self._search(level, scale) for level, scale in _pyramid(np.ascontiguousarray(rgb), min_size)
-        ]
-        candidates = np.concatenate(found) if found else np.zeros((0, 17))
+        levels = _pyramid(np.ascontiguousarray(rgb), min_size)
+        candidates = np.concatenate([self._search(level, scale) for level, scale in levels])
         faces: list[DetectedFace] = []
         for candidate in _merge(candidates):
             if len(faces) == max_faces:
@@ -128,7 +126,9 @@ class FaceDetector:
             rows.append(np.column_stack([scores[0, keep], place.reshape(-1, 16)]))
         return np.concatenate(rows)
 
-    def _refine(self, rgb: NDArray[np.uint8], candidate: NDArray[np.float64]) -> DetectedFace | None:
+    def _refine(
+        self, rgb: NDArray[np.uint8], candidate: NDArray[np.float64]
+    ) -> DetectedFace | None:
         """Run the landmark network on the candidate, then once more where its mesh lies."""
         box, points = candidate[1:5], candidate[5:].reshape(6, 2)
         centre = (box[:2] + box[2:]) / 2
@@ -166,7 +166,7 @@ class FaceDetector:
         )
 
 
-def _load(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _load(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -174,16 +174,12 @@ def _load(path: Path, threads: int) -> onnxruntime.InferenceSession:
     if not Path(path).is_file():
         raise BundleError(f"model file is missing: {path}")
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has no public error tree
         raise BundleError(f"model file is damaged: {path}") from error
 
 
-def _pyramid(
-    rgb: NDArray[np.uint8], min_size: float
-) -> Iterator[tuple[NDArray[np.uint8], float]]:
+def _pyramid(rgb: NDArray[np.uint8], min_size: float) -> Iterator[tuple[NDArray[np.uint8], float]]:
     """Yield (picture, scale) from coarse to as fine as `min_size` needs, from side 128 up."""
     longer = max(rgb.shape[:2])
     coarse = _COARSE_SIDE / longer
