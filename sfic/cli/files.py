@@ -1,0 +1,271 @@
+"""The commands that work on files: `encode`, `decode`, `info`, `analyze`.
+
+What belongs here: options, reading and writing files, and what is printed. Coding is the codec's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfic.errors import InvalidInput, MissingExtra, NoFaceFound
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sfic.codec import Analysis
+    from sfic.face import EncodedFace
+
+__all__ = ["LayerName", "Provider", "add_to", "save_picture"]
+
+SIZES = (128, 256, 512, 1024)
+_MEGAPIXEL = 1024 * 1024
+
+
+class LayerName(str, Enum):
+    """The highest layer to use; each stands for the lower ones too."""
+
+    basic = "basic"
+    middle = "middle"
+    enhanced = "enhanced"
+
+
+class Provider(str, Enum):
+    """Where the networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+_InputFile = typer.Argument(exists=True, dir_okay=False, readable=True, show_default=False)
+_Sfic = Annotated[Path, _InputFile]
+_Provider = Annotated[
+    Provider,
+    typer.Option(help="Where the networks run; auto takes a GPU when there is one."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def encode(
+    picture: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN", exists=True, dir_okay=False, readable=True, help="Any picture."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write; default: IN with the suffix .sfic."),
+    ] = None,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="IN already is an FFHQ-aligned crop of one face.")
+    ] = False,
+    rate: Annotated[
+        int | None, typer.Option(min=1, max=9, help="Bytes against fidelity; default: 5.")
+    ] = None,
+    target_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take the highest rate at which a face fits in so many bytes."),
+    ] = None,
+    effort: Annotated[
+        int,
+        typer.Option(min=0, max=3, help="Time to spend at the same rate; 2 and 3 need torch."),
+    ] = 0,
+    max_faces: Annotated[
+        int, typer.Option(min=1, max=256, help="Encode at most so many faces, the largest.")
+    ] = 32,
+    provider: _Provider = Provider.auto,
+) -> None:
+    """Encode the faces of a picture into a .sfic file."""
+    if rate is not None and target_bytes is not None:
+        raise InvalidInput("--rate and --target-bytes exclude each other")
+    if effort >= 2 and find_spec("torch") is None:
+        raise MissingExtra(f"--effort {effort} needs torch: pip install 'sfic[train]'")
+    from sfic.codec import Codec
+    from sfic.container import write_container
+    from sfic.pictures import read_picture
+
+    pixels = read_picture(picture)
+    codec = Codec.load(provider=provider.value)
+    options: dict[str, Any] = {
+        "rate": 5 if rate is None else rate,
+        "effort": effort,
+        "target_bytes": target_bytes,
+    }
+    if aligned:
+        faces = [codec.encode(pixels, **options)]
+    else:
+        faces = codec.encode_picture(pixels, max_faces=max_faces, **options)
+    if not faces:
+        raise NoFaceFound(f"{picture}: no face found")
+    target = output or picture.with_suffix(".sfic")
+    write_container(target, faces)
+    for number, face in enumerate(faces, 1):
+        typer.echo(f"face {number}: {_in_words(face)}, face score {face.face_score:.2f}")
+    typer.echo(f"wrote {target} ({target.stat().st_size} bytes)")
+
+
+def decode(
+    file: Annotated[Path, typer.Argument(metavar="IN.sfic", exists=True, dir_okay=False)],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Picture to write (PNG, JPEG or WebP by its suffix)."),
+    ],
+    face: Annotated[
+        int | None, typer.Option(min=1, help="Only this face, from 1; default: all.")
+    ] = None,
+    layers: Annotated[
+        LayerName, typer.Option(help="Highest layer to use; lower ones are used too.")
+    ] = LayerName.enhanced,
+    size: Annotated[int, typer.Option(help="Side of the picture: 128, 256, 512 or 1024.")] = 1024,
+    provider: _Provider = Provider.auto,
+) -> None:
+    """Reconstruct faces from a .sfic file."""
+    if size not in SIZES:
+        raise InvalidInput(f"--size {size}: one of {', '.join(map(str, SIZES))}")
+    _check_suffix(output)
+    from sfic.container import read_container
+
+    faces = read_container(file)
+    if face is not None and face > len(faces):
+        raise InvalidInput(f"--face {face}: {file} holds {len(faces)}")
+    chosen = range(1, len(faces) + 1) if face is None else [face]
+    from sfic.codec import Codec
+
+    codec = Codec.load(provider=provider.value)
+    for number in chosen:
+        pixels = codec.decode(faces[number - 1], layers=layers.value, size=size)
+        several = len(chosen) > 1
+        target = output.with_stem(f"{output.stem}-{number}") if several else output
+        save_picture(target, pixels)
+        typer.echo(f"wrote {target} ({size}x{size}, {layers.value}, {codec.provider})")
+
+
+def info(
+    file: Annotated[Path, typer.Argument(metavar="IN.sfic", exists=True, dir_okay=False)],
+    as_json: _Json = False,
+) -> None:
+    """Tell what is in a .sfic file: faces, layers, bytes. Needs no model."""
+    from sfic.container import read_container
+
+    faces = read_container(file)
+    bundles = sorted({face.model_bundle_id for face in faces})
+    if as_json:
+        print(
+            json.dumps({"model_bundle": ",".join(bundles), "faces": [_facts(f) for f in faces]})
+        )
+        return
+    plural = "s" if len(faces) > 1 else ""
+    typer.echo(f"{file}: {len(faces)} face{plural}, model bundle {', '.join(bundles)}")
+    for number, face in enumerate(faces, 1):
+        typer.echo(f"face {number}: rate {face.rate}, {_in_words(face)}")
+
+
+def analyze(
+    file: Annotated[Path, typer.Argument(metavar="IN.sfic", exists=True, dir_okay=False)],
+    as_json: _Json = False,
+    provider: _Provider = Provider.auto,
+) -> None:
+    """Machine-task results of each face, read from its basic layer alone."""
+    from sfic.codec import Codec
+    from sfic.container import read_container
+
+    faces = read_container(file)
+    codec = Codec.load(provider=provider.value)
+    results = [codec.analyze(face.basic) for face in faces]
+    if as_json:
+        facts = [{"face": number, **_results(r)} for number, r in enumerate(results, 1)]
+        print(json.dumps({"model_bundle": codec.model_bundle, "faces": facts}))
+        return
+    _show_results(faces, results)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (encode, decode, info, analyze):
+        app.command()(command)
+
+
+def save_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write uint8 RGB [H, W, 3] in the format of the suffix; InvalidInput when it is none we write."""
+    from PIL import Image
+
+    _check_suffix(path)
+    Image.fromarray(pixels).save(path)
+
+
+def _check_suffix(path: Path) -> None:
+    known = (".png", ".jpg", ".jpeg", ".webp")
+    if path.suffix.lower() not in known:
+        raise InvalidInput(f"{path}: write to a file that ends in {', '.join(known)}")
+
+
+def _in_words(face: EncodedFace) -> str:
+    """Bytes of each layer, their sum, bits per pixel."""
+    parts = " + ".join(f"{name} {len(packet)}" for name, packet in face.layers.items())
+    bits = 8 * face.total_bytes
+    return f"{parts} = {face.total_bytes} bytes, {bits / _MEGAPIXEL:.4f} bpp at 1024x1024"
+
+
+def _facts(face: EncodedFace) -> dict[str, Any]:
+    bits = 8 * face.total_bytes
+    source = face.source_size
+    return {
+        "layers": [{"name": n, "bytes": len(packet)} for n, packet in face.layers.items()],
+        "total_bytes": face.total_bytes,
+        "bpp_1024": bits / _MEGAPIXEL,
+        "bpp_source": bits / source**2 if source else None,
+        "source_size": source,
+        "rate": face.rate,
+        "face_score": face.face_score,
+        "placement": face.placement.to_dict() if face.placement else None,
+    }
+
+
+def _results(result: Analysis) -> dict[str, Any]:
+    def estimate(value: Any) -> dict[str, float]:
+        return {"value": float(value.value), "confidence": float(value.confidence)}
+
+    pose = result.pose
+    return {
+        "embedding": [float(x) for x in result.embedding],
+        "embedding_confidence": float(result.embedding_confidence),
+        "age": estimate(result.age),
+        "gender": estimate(result.gender),
+        "smile": estimate(result.smile),
+        "pose": {
+            name: float(getattr(pose, name)) for name in ("yaw", "pitch", "roll", "confidence")
+        },
+        "landmarks": [[float(x), float(y)] for x, y in result.landmarks],
+        "landmarks_confidence": float(result.landmarks_confidence),
+        "face_score": estimate(result.face_score),
+    }
+
+
+def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="read from the basic layer alone; in brackets the confidence")
+    for heading in ("face", "bytes read", "age", "gender", "smile", "yaw, pitch, roll", "usable"):
+        table.add_column(heading, justify="right")
+    for number, (face, result) in enumerate(zip(faces, results, strict=True), 1):
+        age, gender, smile, pose = result.age, result.gender, result.smile, result.pose
+        table.add_row(
+            str(number),
+            str(len(face.basic)),
+            f"{age.value:.0f} ({age.confidence:.2f})",
+            f"{'male' if gender.value >= 0.5 else 'female'} ({gender.confidence:.2f})",
+            f"{'yes' if smile.value >= 0.5 else 'no'} ({smile.confidence:.2f})",
+            f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f} ({pose.confidence:.2f})",
+            f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
+        )
+    Console().print(table)

@@ -1,0 +1,200 @@
+"""The commands around the services: `serve`, `camera`, `reconstruct`, `demo`.
+
+What belongs here: options and what is printed. Services, camera client and demo are elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from sfic.cli.files import SIZES, LayerName, Provider
+from sfic.errors import InvalidInput, SficError
+
+__all__ = ["add_to"]
+
+EDGE = "127.0.0.1:50051"
+ANALYTICS = "127.0.0.1:50052"
+DECODER = "127.0.0.1:50053"
+
+
+class ServiceName(str, Enum):
+    """What `sfic serve` can start."""
+
+    edge = "edge"
+    analytics = "analytics"
+    decoder = "decoder"
+    all = "all"
+
+
+def serve(
+    context: typer.Context,
+    service: Annotated[ServiceName, typer.Argument(help="Which service; all: the three of them.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="TOML file with settings."),
+    ] = None,
+) -> None:
+    """Run a service until SIGTERM or Ctrl-C.
+
+    Every setting is also a flag (--listen 0.0.0.0:50051) and an environment variable
+    (SFIC_EDGE__LISTEN); `sfic serve edge -- --help` lists them.
+    """
+    if service is ServiceName.all:
+        if context.args:
+            raise InvalidInput(
+                f"serve all takes no settings as flags ({context.args[0]}): use --config or SFIC_*"
+            )
+        _serve_all(config)
+    elif service is ServiceName.edge:
+        from edge_encoder.service import run as run_edge
+        from edge_encoder.settings import EdgeSettings
+
+        run_edge(EdgeSettings.load(context.args, config=config))
+    elif service is ServiceName.analytics:
+        from analytics_service.service import run as run_analytics
+        from analytics_service.settings import AnalyticsSettings
+
+        run_analytics(AnalyticsSettings.load(context.args, config=config))
+    else:
+        from cloud_decoder.service import run as run_decoder
+        from cloud_decoder.settings import DecoderSettings
+
+        run_decoder(DecoderSettings.load(context.args, config=config))
+
+
+def _serve_all(config: Path | None) -> None:
+    """The three services as children: when one ends, all end."""
+    from analytics_service.settings import AnalyticsSettings
+    from cloud_decoder.settings import DecoderSettings
+    from edge_encoder.settings import EdgeSettings
+    from sfic.processes import ServiceGroup
+
+    kinds = {"edge": EdgeSettings, "analytics": AnalyticsSettings, "decoder": DecoderSettings}
+    # Read here first, so that a mistake is told once and before anything starts.
+    settings = {name: kind.load(config=config) for name, kind in kinds.items()}
+    arguments = ["--config", str(config)] if config else []
+    grace = max(each.shutdown_grace_seconds for each in settings.values()) + 5
+    with _stopped_by_signal():
+        group = ServiceGroup()
+        try:
+            for name, each in settings.items():
+                group.start(name, each.listen, arguments)
+            group.wait_ready(120.0, lambda name: typer.echo(f"{name}: {settings[name].listen}"))
+            typer.echo("all three services take calls; Ctrl-C stops them")
+            group.wait_for_any()
+        except _Stopped:
+            pass
+        finally:
+            # Children in our process group get Ctrl-C too; a second one must not cut us short.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            group.stop(grace)
+
+
+class _Stopped(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+@contextlib.contextmanager
+def _stopped_by_signal() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reconstruct(
+    face_id: Annotated[str, typer.Argument(metavar="FACE_ID", help="As the edge's receipt said.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Picture to write, .png or .jpg.")
+    ],
+    layers: Annotated[
+        LayerName, typer.Option(help="Highest layer to fetch and use.")
+    ] = LayerName.enhanced,
+    size: Annotated[int, typer.Option(help="Side of the picture: 128, 256, 512 or 1024.")] = 1024,
+    decoder: Annotated[str, typer.Option(help="Address of the decoder.")] = DECODER,
+    purpose: Annotated[str, typer.Option(help="Why; kept in the decoder's log.")] = "",
+) -> None:
+    """Reconstruct a face that an edge keeps, through a running decoder."""
+    if size not in SIZES:
+        raise InvalidInput(f"--size {size}: one of {', '.join(map(str, SIZES))}")
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    if output.suffix.lower() not in formats:
+        raise InvalidInput(f"{output}: write to a file that ends in .png or .jpg")
+    import asyncio
+
+    from sfic.service.client import open_channel, sfic_errors
+    from sfic.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc
+
+    request = decoder_pb2.ReconstructRequest(
+        face_id=face_id,
+        highest=common_pb2.Layer.Value(f"LAYER_{layers.value.upper()}"),
+        final_only=True,
+        size=size,
+        format=decoder_pb2.PictureFormat.Value(
+            f"PICTURE_FORMAT_{formats[output.suffix.lower()]}"
+        ),
+        purpose=purpose,
+    )
+
+    async def ask() -> decoder_pb2.ReconstructResponse:
+        last = None
+        async with open_channel(decoder) as channel:
+            with sfic_errors(f"decoder at {decoder}"):
+                async for answer in decoder_pb2_grpc.CloudDecoderStub(channel).Reconstruct(request):
+                    last = answer
+        if last is None:
+            raise SficError(f"decoder at {decoder} sent no picture")
+        return last
+
+    answer = asyncio.run(ask())
+    output.write_bytes(answer.picture)
+    typer.echo(
+        f"wrote {output} ({answer.width}x{answer.height}, {layers.value} from "
+        f"{answer.layer_bytes} bytes, {answer.fetched_bytes} of them fetched now)"
+    )
+    typer.echo(
+        f"fetch {answer.fetch_ms:.0f} ms, decode {answer.decode_ms:.0f} ms, "
+        f"synthesis {answer.synthesis_ms:.0f} ms on {answer.provider}"
+    )
+
+
+def demo(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PICTURE_OR_FOLDER]",
+            exists=True,
+            show_default=False,
+            help="Any photograph with faces, or a folder of them; default: one that ships along.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", file_okay=False, help="Folder to write to.")
+    ] = Path("out"),
+    rate: Annotated[int, typer.Option(min=1, max=9, help="Bytes against fidelity.")] = 5,
+    provider: Annotated[Provider, typer.Option(help="Where the networks run.")] = Provider.auto,
+) -> None:
+    """All of it on one machine: three services, a real photograph in, faces out."""
+    from sfic.demo import run
+
+    run(source, output, rate=rate, provider=provider.value)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+    for command in (reconstruct, demo):
+        app.command()(command)
