@@ -166,9 +166,7 @@ def symbol_check(header: PacketHeader, symbols: Sequence[npt.NDArray[Any]]) -> i
     return crc
 
 
-def seal_packet(
-    header: PacketHeader, payload: bytes, symbols: Sequence[npt.NDArray[Any]]
-) -> bytes:
+def seal_packet(header: PacketHeader, payload: bytes, symbols: Sequence[npt.NDArray[Any]]) -> bytes:
     """The packet as sent. `symbols`: those of all layers up to this one, lowest first."""
     if len(payload) + OVERHEAD_BYTES > MAX_PACKET_BYTES:
         raise InvalidInput(f"payload of {len(payload)} bytes does not fit into a packet")

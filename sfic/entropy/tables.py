@@ -239,7 +239,7 @@ def _freeze(probabilities: FloatArray) -> npt.NDArray[np.int64]:
 def _build(scales: Sequence[float], fractions: int, distribution: Distribution) -> TableSet:
     if not scales or min(scales) <= 0 or list(scales) != sorted(scales):
         raise InvalidInput("scales have to be positive and ascending")
-    edges = np.arange(-RADIUS, RADIUS + 2) - 0.5
+    edges: FloatArray = np.arange(-RADIUS, RADIUS + 2, dtype=np.float64) - 0.5
     order = TableSet.columns(np.arange(-RADIUS, RADIUS + 1))
     rows = []
     for scale in scales:
