@@ -140,7 +140,9 @@ class Reference:
     def conv(self, name: str, x: Array, style: Array, index: int, up: bool) -> Array:
         weight = self.weight(name)
         weight = weight / np.sqrt(weight[0].size) * self.scales(name, style)[None, :, None, None]
-        weight = weight / np.sqrt((weight**2).sum(axis=(1, 2, 3), keepdims=True))
+        # NVIDIA adds its epsilon before weights are scaled by the fan-in, rosinality after.
+        epsilon = 1e-8 / weight[0].size if self.nvidia else 1e-8
+        weight = weight / np.sqrt((weight**2).sum(axis=(1, 2, 3), keepdims=True) + epsilon)
         if up:
             size = 2 * x.shape[1]
             planes = [signal.convolve2d(self.spread(plane), self.fir) for plane in x]
@@ -218,6 +220,16 @@ def test_equals_the_independent_forward_pass(layout: str, size: int) -> None:
     batch, alone = model(styles), torch.cat([model(s[None]) for s in styles])
     torch.testing.assert_close(batch, alone, atol=1e-4, rtol=0)
     assert torch.equal(batch, model(styles)), "synthesis must be deterministic"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nearly_dead_filters_are_demodulated_as_in_their_code_base(layout: str) -> None:
+    state = make_state(layout, upto(8))
+    state["synthesis.b8.conv1.weight" if layout == "nvidia" else "convs.1.conv.weight"] *= 1e-4
+    model = from_state_dict(state)
+    styles = some_styles(model, n=1)
+    expected = Reference(layout, state, [4, 8]).pictures(styles[0].double().numpy())[8]
+    np.testing.assert_allclose(model(styles)[0].numpy(), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
