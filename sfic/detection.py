@@ -1,7 +1,7 @@
 """Faces in a picture: boxes, keypoints and the 468 points of the face mesh.
 
 Belongs here: the search over scales and tiles, non-maximum suppression, and the landmark network
-that refines and confirms each face. Not here: reading pictures (`pictures`), the crop (`alignment`).
+that refines and confirms each face. Not here: reading pictures (`pictures`), crops (`alignment`).
 
     picture -> pyramid, tiles -> detector -> boxes, 6 keypoints -> NMS -> landmark network, twice
                                                                      (presence below 0.5: no face)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import BinaryIO, Literal, get_args
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from sfic.errors import InvalidInput, PictureTooLarge, PictureUnreadable
 
@@ -85,12 +84,9 @@ def read_picture(
     Image.init()
     available = [name for name in _FORMATS if name in Image.OPEN]
     try:
-        # Pillow's own bomb warning starts above our default limit; ours decides.
         with Image.open(io.BytesIO(data), formats=available) as image:
             limits.check_size(*image.size)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return _to_rgb(image)
+            return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureTooLarge(f"picture has too many pixels: {error}") from error
     except InvalidInput:
@@ -99,7 +95,7 @@ def read_picture(
         raise PictureTooLarge("picture does not fit in memory") from error
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             reason = "not a picture in a known format"
         raise PictureUnreadable(f"cannot read the picture: {reason}") from error
 

@@ -53,7 +53,8 @@ def sample_square(
     if side > size:
         reduced = np.maximum(np.rint((inside_high - inside_low) * (size / side)), 1).astype(int)
         reduction = reduced / (inside_high - inside_low)
-        part = cv2.resize(part, (int(reduced[0]), int(reduced[1])), interpolation=cv2.INTER_AREA)
+        shape = (int(reduced[0]), int(reduced[1]))
+        part = np.asarray(cv2.resize(part, shape, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
     outside = np.maximum(inside_low - quad.min(axis=0), quad.max(axis=0) - inside_high)
     if soft_border and outside.max() > -4.0:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,3 +22,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def rewrite_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written, not only compared."""
     return bool(request.config.getoption("--rewrite-golden"))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Directory of the shared data (pictures that may not be committed); skips where it is not."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    directory = Path(os.environ.get("SFIC_SHARED", beside))
+    if not (directory / "data").is_dir():
+        pytest.skip("shared data is not here: set SFIC_SHARED")
+    return directory
+
+
+@pytest.fixture
+def astronaut() -> NDArray[np.uint8]:
+    """The demo's photograph, uint8 RGB [512, 512, 3]: one face, looking at the camera."""
+    from sfic.locations import demo_photograph
+    from sfic.pictures import read_picture
+
+    return read_picture(demo_photograph())

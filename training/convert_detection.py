@@ -1,4 +1,4 @@
-"""Convert the MediaPipe face networks (tflite, in a PyPI wheel) to ONNX: `models/{detector,landmarks}.onnx`.
+"""Convert MediaPipe's face networks, from a PyPI wheel, to `models/{detector,landmarks}.onnx`.
 
 Belongs here: reading the tflite flatbuffer, rebuilding it as an ONNX graph, and proving that both
 readings agree. Not here: anything used at run time (see `sfic/detection.py`).
