@@ -29,7 +29,7 @@ ERROR_DOMAIN = "sfic"
 _LONGEST_TEXT = 1000
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Wraps every handler; see the module."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -68,14 +68,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(self._wrap_stream(method, inner), **coders)  # type: ignore[no-any-return]
+            return make(self._wrap_stream(method, inner), **coders)
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
         make = (
             grpc.stream_unary_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        return make(self._wrap_unary(method, inner), **coders)  # type: ignore[no-any-return]
+        return make(self._wrap_unary(method, inner), **coders)
 
     def _wrap_unary(self, method: str, inner: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

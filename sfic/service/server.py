@@ -7,6 +7,7 @@ business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -32,23 +33,25 @@ log = structlog.get_logger(__name__)
 class Service(Protocol):
     """What a service brings along."""
 
-    names: tuple[str, ...]
-    """Full names of its gRPC services, e.g. "sfic.v1.EdgeIngest"."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names of its gRPC services, e.g. "sfic.v1.EdgeIngest"."""
 
-    registry: CollectorRegistry
-    """Its metrics."""
-
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add its servicers to the server."""
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Its metrics."""
 
     async def start(self) -> None:
         """Open, load and warm up; calls are taken after it."""
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add its servicers to the server; called after `start`."""
 
     async def drain(self) -> None:
         """End long calls in good order; no new ones come."""
 
     async def close(self) -> None:
-        """Let go of everything; no call runs any more."""
+        """Let go of everything; no call runs any more. Also called when `start` failed."""
 
 
 class ServiceServer:
@@ -93,18 +96,16 @@ class ServiceServer:
         Raises `ConfigError` for a port that cannot be had.
         """
         service, settings = self.service, self.settings
-        service.register(self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (*service.names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
-        self.address = self._take_port()
-        self._start_metrics()
         try:
+            self.address = self._take_port()
+            self._start_metrics()
             await service.start()
+            self._register()
             await self._server.start()
         except BaseException:
             await self._server.stop(0)
+            with contextlib.suppress(Exception):
+                await service.close()
             self._stop_metrics()
             raise
         for name in ("", *service.names):
@@ -114,6 +115,14 @@ class ServiceServer:
             service=settings.service,
             address=self.address,
             metrics=self.metrics_address or None,
+        )
+
+    def _register(self) -> None:
+        service = self.service
+        service.register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*service.names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
 
     async def stop(self, grace_seconds: float | None = None) -> None:
@@ -144,7 +153,7 @@ class ServiceServer:
                 await asyncio.sleep(0.02)
 
         try:
-            await asyncio.wait_for(drained(), grace)
+            await asyncio.wait_for(drained(), max(grace, 0.1))
         except asyncio.TimeoutError:
             log.warning("work cut short at shutdown", calls=self._calls.running)
         except Exception:

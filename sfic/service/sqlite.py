@@ -53,9 +53,7 @@ class Database:
 
         Once started it runs to its end, also when the caller is cancelled.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._writer, self.write_now, work
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_now, work)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent view of the database."""
@@ -101,6 +99,8 @@ class Database:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            # What is deleted is biometric data: overwrite it.
+            connection.execute("PRAGMA secure_delete = ON")
             self._local.connection = connection
             with self._lock:
                 self._connections.append(connection)

@@ -1,0 +1,129 @@
+"""BasicLayerFeed: the log of faces for subscribers, with their basic layers and no other.
+
+A subscriber holds one page of the log in memory and no queue: it reads the store, and waits for
+news when it has read all. A slow one reads later and costs nothing meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from edge_encoder.metrics import EdgeMetrics
+from edge_encoder.store import FaceStore
+from sfic.errors import InvalidInput, LimitExceeded, Unavailable
+from sfic.v1 import edge_pb2, edge_pb2_grpc
+
+__all__ = ["BasicLayerFeed"]
+
+_PAGE_FACES = 128
+_MAX_CAMERAS = 256
+
+
+class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
+    """Serves `sfic.v1.BasicLayerFeed` from a store until `stopping` is set."""
+
+    def __init__(
+        self,
+        store: FaceStore,
+        metrics: EdgeMetrics,
+        stopping: asyncio.Event,
+        *,
+        max_subscribers: int,
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._stopping = stopping
+        self._max_subscribers = max_subscribers
+        self._subscribers = 0
+
+    async def Subscribe(
+        self,
+        request: edge_pb2.SubscribeRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[edge_pb2.SubscribeResponse]:
+        """Stream the log from a cursor, then live, each face once and in order.
+
+        The headers of the answer are sent when the place in the log is fixed: a face stored after
+        they have arrived will be streamed.
+        """
+        _check(request)
+        if self._subscribers >= self._max_subscribers:
+            raise LimitExceeded(
+                f"the edge has its {self._max_subscribers} subscribers already",
+                limit=str(self._max_subscribers),
+            )
+        self._subscribers += 1
+        self._metrics.subscribers.set(self._subscribers)
+        try:
+            cursor = await self._start(request)
+            await context.send_initial_metadata(())
+            async for response in self._follow(request, cursor):
+                yield response
+        finally:
+            self._subscribers -= 1
+            self._metrics.subscribers.set(self._subscribers)
+        raise Unavailable("the edge is shutting down")
+
+    async def _start(self, request: edge_pb2.SubscribeRequest) -> int:
+        last = await self._store.last_cursor()
+        if request.live_only:
+            return last
+        if request.after_cursor > last:
+            raise InvalidInput(
+                f"after_cursor: {request.after_cursor} is past the end of this edge's log, {last}; "
+                "it is the cursor of another log",
+                field="after_cursor",
+            )
+        return request.after_cursor
+
+    async def _follow(
+        self, request: edge_pb2.SubscribeRequest, cursor: int
+    ) -> AsyncIterator[edge_pb2.SubscribeResponse]:
+        # A subscriber who has no place in the log yet cannot have missed anything before it.
+        missed, counting = 0, request.live_only or cursor > 0
+        while not self._stopping.is_set():
+            grown = self._store.grown()
+            page = await self._store.page(
+                cursor,
+                camera_ids=list(dict.fromkeys(request.camera_ids)),
+                min_face_score=request.min_face_score,
+                limit=_PAGE_FACES,
+            )
+            if counting and page.evicted_cursor > cursor:
+                missed += page.evicted_cursor - cursor
+                self._metrics.feed_missed.inc(page.evicted_cursor - cursor)
+            counting = True
+            for entry in page.entries:
+                yield edge_pb2.SubscribeResponse(
+                    cursor=entry.cursor, face=entry.info, basic=entry.basic, faces_missed=missed
+                )
+                missed = 0
+                self._metrics.feed_faces.inc()
+                self._metrics.feed_bytes.inc(len(entry.basic))
+                if self._stopping.is_set():
+                    return
+            cursor = page.next_cursor
+            if not page.more:
+                await _first_set(grown, self._stopping)
+
+
+def _check(request: edge_pb2.SubscribeRequest) -> None:
+    if request.live_only and request.after_cursor:
+        raise InvalidInput("after_cursor: must be 0 with live_only", field="after_cursor")
+    if len(request.camera_ids) > _MAX_CAMERAS:
+        raise InvalidInput(f"camera_ids: at most {_MAX_CAMERAS}", field="camera_ids")
+    if not 0.0 <= request.min_face_score <= 1.0:
+        raise InvalidInput("min_face_score: must be 0..1", field="min_face_score")
+
+
+async def _first_set(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,108 @@
+"""The edge as a service: its parts put together, started, drained and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc.aio
+import structlog
+from prometheus_client import CollectorRegistry
+
+from edge_encoder.feed import BasicLayerFeed
+from edge_encoder.ingest import EdgeIngest
+from edge_encoder.layers import LayerStore
+from edge_encoder.metrics import EdgeMetrics
+from edge_encoder.settings import EdgeSettings
+from edge_encoder.store import FaceStore
+from sfic.codec import Codec
+from sfic.service.server import serve
+from sfic.v1 import edge_pb2_grpc
+
+__all__ = ["EdgeService", "run"]
+
+log = structlog.get_logger(__name__)
+
+
+class EdgeService:
+    """An edge; `codec` may be one that is loaded already."""
+
+    names = ("sfic.v1.EdgeIngest", "sfic.v1.BasicLayerFeed", "sfic.v1.LayerStore")
+
+    def __init__(self, settings: EdgeSettings, codec: Codec | None = None) -> None:
+        self.settings = settings
+        self.registry = CollectorRegistry()
+        self._metrics = EdgeMetrics(self.registry)
+        self._codec = codec
+        self._stopping = asyncio.Event()
+        self._pool = ThreadPoolExecutor(
+            settings.workers or os.cpu_count() or 1, thread_name_prefix="encode"
+        )
+        self._store: FaceStore | None = None
+        self._retention: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the store, load the codec and warm it up; drop what an earlier run left too long."""
+        settings = self.settings
+        self._store = store = await asyncio.to_thread(
+            FaceStore,
+            settings.data_dir.expanduser() / "edge.sqlite",
+            self._metrics,
+            retention_seconds=settings.retention_hours * 3600,
+            retention_bytes=settings.retention_bytes,
+        )
+        await store.evict()
+        codec = self._codec
+        if codec is None:
+            codec = await asyncio.to_thread(
+                Codec.load, settings.bundle, provider=settings.provider, threads=settings.threads
+            )
+        await asyncio.to_thread(codec.warm_up, "encode")
+        self._ingest = EdgeIngest(codec, store, settings, self._metrics, self._pool, self._stopping)
+        self._feed = BasicLayerFeed(
+            store, self._metrics, self._stopping, max_subscribers=settings.max_subscribers
+        )
+        self._layers = LayerStore(store, self._metrics)
+        self._retention = asyncio.ensure_future(self._retain(store))
+        facts = {
+            "edge_id": settings.edge_id,
+            "model_bundle": codec.model_bundle,
+            "provider": codec.provider,
+        }
+        self._metrics.info.info(facts)
+        log.info("edge is warm", **facts)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the three servicers."""
+        edge_pb2_grpc.add_EdgeIngestServicer_to_server(self._ingest, server)
+        edge_pb2_grpc.add_BasicLayerFeedServicer_to_server(self._feed, server)
+        edge_pb2_grpc.add_LayerStoreServicer_to_server(self._layers, server)
+
+    async def drain(self) -> None:
+        """Let streams finish the frames they have in work, then end."""
+        self._stopping.set()
+
+    async def close(self) -> None:
+        """Stop the workers and close the store."""
+        if self._retention is not None:
+            self._retention.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._retention
+        await asyncio.to_thread(self._pool.shutdown)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+
+    async def _retain(self, store: FaceStore) -> None:
+        while True:
+            await asyncio.sleep(self.settings.retention_check_seconds)
+            try:
+                await store.evict()
+            except Exception:
+                log.exception("retention failed")
+
+
+def run(settings: EdgeSettings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    serve(lambda: EdgeService(settings), settings)
