@@ -1,4 +1,4 @@
-"""`sfic demo`: the three services on loopback, photographs in, analysed and reconstructed faces out.
+"""`sfic demo`: three services on loopback, photographs in, analysed and reconstructed faces out.
 
 What belongs here: the demo's own story, seen from outside the services as a camera, an analytics
 subscriber and an operator see them. Its table and pictures are in `sfic.demo_report`.
@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from sfic.alignment import Placement
 from sfic.errors import InvalidInput, NoFaceFound, SficError, Unavailable
@@ -26,6 +33,7 @@ from sfic.layers import LAYERS
 from sfic.locations import demo_photograph
 from sfic.processes import ServiceGroup, free_address
 from sfic.service.client import open_channel, sfic_errors
+from sfic.sources import PICTURE_SUFFIXES
 from sfic.v1 import (
     analytics_pb2,
     analytics_pb2_grpc,
@@ -38,7 +46,6 @@ from sfic.v1 import (
 
 __all__ = ["DemoFace", "DemoFrame", "run"]
 
-_SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _START_SECONDS = 180.0
 _ANSWER_SECONDS = 120.0
 
@@ -96,13 +103,15 @@ def run(source: Path | None, output: Path, *, rate: int = 5, provider: str = "au
         console=Console(stderr=True),
         transient=True,
     )
-    with tempfile.TemporaryDirectory(prefix="sfic-demo-") as folder, progress:
-        with _start(addresses, Path(folder), rate, provider) as services:
-            task = progress.add_task("starting edge, analytics, decoder", total=3)
-            services.wait_ready(_START_SECONDS, lambda name: progress.advance(task))
-            progress.remove_task(task)
-            start_seconds = time.monotonic() - started
-            frames = asyncio.run(_tell_story(addresses, pictures, progress))
+    with (
+        tempfile.TemporaryDirectory(prefix="sfic-demo-") as folder,
+        progress,
+        _start(addresses, Path(folder), rate, provider) as services,
+    ):
+        task = progress.add_task("starting edge, analytics, decoder", total=3)
+        services.wait_ready(_START_SECONDS, lambda name: progress.advance(task))
+        start_seconds = time.monotonic() - started
+        frames = asyncio.run(_tell_story(addresses, pictures, progress))
     if not any(frame.faces for frame in frames):
         raise NoFaceFound(f"no face found in {source or pictures[0]}")
     from sfic.demo_report import print_table, write_pictures
@@ -117,9 +126,9 @@ def _pictures(source: Path | None) -> list[Path]:
         return [demo_photograph()]
     if not source.is_dir():
         return [source]
-    pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in _SUFFIXES)
+    pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
     if not pictures:
-        raise InvalidInput(f"{source}: no picture in this folder ({', '.join(sorted(_SUFFIXES))})")
+        raise InvalidInput(f"{source}: no picture in this folder")
     return pictures
 
 
@@ -232,7 +241,7 @@ async def _read_results(
     faces: dict[str, DemoFace],
     sent: float,
     progress: Progress,
-    task: object,
+    task: TaskID,
 ) -> None:
     """Read results until every face has one."""
     call = stub.SubscribeResults(analytics_pb2.SubscribeResultsRequest())
@@ -245,7 +254,7 @@ async def _read_results(
                 missing.remove(face_id)
                 faces[face_id].analysis = message.analysis
                 faces[face_id].analysis_ms = 1000 * (time.monotonic() - sent)
-                progress.advance(task)  # type: ignore[arg-type]
+                progress.advance(task)
             if not missing:
                 return
 

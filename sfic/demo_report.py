@@ -49,7 +49,9 @@ def write_pictures(frames: Sequence[DemoFrame], output: Path) -> list[Path]:
             folder = output / f"{frame.path.stem}-{number}" if several else output
             folder.mkdir(exist_ok=True)
             original = sample_square(picture, face.placement.affine, _SIDE, soft_border=True)
-            decoded = {name: read_picture(face.levels[name].picture) for name in LAYERS}
+            decoded: dict[str, NDArray[np.uint8]] = {
+                name: read_picture(face.levels[name].picture) for name in LAYERS
+            }
             for name, pixels in {"original": original, **decoded}.items():
                 Image.fromarray(pixels).save(folder / f"{name}.png")
             pasted = paste_back(pasted, decoded[LAYERS[-1]], face.placement)
@@ -112,9 +114,9 @@ def _in_words(face: DemoFace) -> str:
     return (
         f"from the basic layer alone: {gender} ({seen.gender.confidence:.2f}), age "
         f"{seen.age.value:.0f} ({seen.age.confidence:.2f}), smile {seen.smile.value:.2f} "
-        f"({seen.smile.confidence:.2f}), yaw {seen.yaw.value:+.0f}°, pitch {seen.pitch.value:+.0f}°, "
-        f"roll {seen.roll.value:+.0f}°; {len(seen.embedding)}-d identity; after "
-        f"{face.analysis_ms:.0f} ms"
+        f"({seen.smile.confidence:.2f}), yaw {seen.yaw.value:+.0f}°, pitch "
+        f"{seen.pitch.value:+.0f}°, roll {seen.roll.value:+.0f}°; "
+        f"{len(seen.embedding)}-d identity; after {face.analysis_ms:.0f} ms"
     )
 
 

@@ -15,12 +15,14 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def models_dir() -> Path:
-    """Directory of the weights: `SFIC_MODELS` if set, else a checkout's `models/`, else the wheel's.
+    """Directory of the weights: `SFIC_MODELS`, else a checkout's `models/`, else the wheel's.
 
     Raises BundleError when it is not there.
     """
     override = os.environ.get("SFIC_MODELS")
-    candidates = [Path(override)] if override else [_PACKAGE.parent / "models", _PACKAGE / "_models"]
+    candidates = (
+        [Path(override)] if override else [_PACKAGE.parent / "models", _PACKAGE / "_models"]
+    )
     for directory in candidates:
         if directory.is_dir():
             return directory

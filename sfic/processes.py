@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from sfic.errors import SficError, Unavailable
+from sfic.healthcheck import serves
 
 __all__ = ["ServiceGroup", "free_address"]
 
@@ -75,7 +73,7 @@ class ServiceGroup:
         while not all(child.ready for child in self._children):
             self.check()
             for child in self._children:
-                if not child.ready and _serves(child.address):
+                if not child.ready and serves(child.address, timeout_seconds=0.5):
                     child.ready = True
                     on_ready(child.name)
             if time.monotonic() > deadline:
@@ -121,18 +119,6 @@ def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def _serves(address: str) -> bool:
-    """Whether the health check at `address` says SERVING."""
-    with grpc.insecure_channel(address) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=0.5
-            )
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _ended(child: _Child, code: int) -> SficError:

@@ -107,7 +107,7 @@ def encode(
     if not faces:
         raise NoFaceFound(f"{picture}: no face found")
     target = output or picture.with_suffix(".sfic")
-    write_container(target, faces)
+    write_container(faces, target)
     for number, face in enumerate(faces, 1):
         typer.echo(f"face {number}: {_in_words(face)}, face score {face.face_score:.2f}")
     typer.echo(f"wrote {target} ({target.stat().st_size} bytes)")
@@ -159,9 +159,7 @@ def info(
     faces = read_container(file)
     bundles = sorted({face.model_bundle_id for face in faces})
     if as_json:
-        print(
-            json.dumps({"model_bundle": ",".join(bundles), "faces": [_facts(f) for f in faces]})
-        )
+        print(json.dumps({"model_bundle": ",".join(bundles), "faces": [_facts(f) for f in faces]}))
         return
     plural = "s" if len(faces) > 1 else ""
     typer.echo(f"{file}: {len(faces)} face{plural}, model bundle {', '.join(bundles)}")
@@ -195,7 +193,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def save_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write uint8 RGB [H, W, 3] in the format of the suffix; InvalidInput when it is none we write."""
+    """Write uint8 RGB [H, W, 3] in the format of the suffix; InvalidInput for any other suffix."""
     from PIL import Image
 
     _check_suffix(path)

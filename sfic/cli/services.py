@@ -16,12 +16,11 @@ from typing import Annotated
 import typer
 
 from sfic.cli.files import SIZES, LayerName, Provider
-from sfic.errors import InvalidInput, SficError
+from sfic.errors import InvalidInput, NoFaceFound, SficError
 
 __all__ = ["add_to"]
 
 EDGE = "127.0.0.1:50051"
-ANALYTICS = "127.0.0.1:50052"
 DECODER = "127.0.0.1:50053"
 
 
@@ -76,8 +75,13 @@ def _serve_all(config: Path | None) -> None:
     from cloud_decoder.settings import DecoderSettings
     from edge_encoder.settings import EdgeSettings
     from sfic.processes import ServiceGroup
+    from sfic.service.settings import ServiceSettings
 
-    kinds = {"edge": EdgeSettings, "analytics": AnalyticsSettings, "decoder": DecoderSettings}
+    kinds: dict[str, type[ServiceSettings]] = {
+        "edge": EdgeSettings,
+        "analytics": AnalyticsSettings,
+        "decoder": DecoderSettings,
+    }
     # Read here first, so that a mistake is told once and before anything starts.
     settings = {name: kind.load(config=config) for name, kind in kinds.items()}
     arguments = ["--config", str(config)] if config else []
@@ -115,11 +119,82 @@ def _stopped_by_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def camera(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Picture, folder, video file, rtsp:// address or webcam number."
+        ),
+    ],
+    edge: Annotated[str, typer.Option(help="Address of the edge.")] = EDGE,
+    camera_id: Annotated[str, typer.Option(help="Name the edge knows us by.")] = "camera-1",
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, max=240.0, help="At most so many frames a second.")
+    ] = None,
+    rate: Annotated[
+        int, typer.Option(min=0, max=9, help="Rate of our frames; 0: as the edge is set.")
+    ] = 0,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="The pictures are FFHQ-aligned crops.")
+    ] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Start again at the end.")] = False,
+) -> None:
+    """Stream pictures or video to an edge, and print what it keeps of each frame."""
+    import asyncio
+
+    from sfic.camera import Camera
+    from sfic.sources import open_source
+
+    _quiet_logs()
+    stream = open_source(source, loop=loop)
+
+    async def send() -> tuple[int, int, int]:
+        frames = taken = faces = 0
+        client = Camera(stream, edge, camera_id=camera_id, fps=fps, rate=rate, aligned=aligned)
+        async for receipt in client.receipts():
+            frames += 1
+            if receipt.error_code:
+                typer.echo(
+                    f"{receipt.label}: {receipt.error_message} ({receipt.error_code})", err=True
+                )
+                continue
+            taken += 1
+            faces += len(receipt.faces)
+            below = f", {receipt.faces_below_gate} unusable" if receipt.faces_below_gate else ""
+            typer.echo(
+                f"{receipt.label}: kept {len(receipt.faces)}{below}, {receipt.edge_ms:.0f} ms"
+            )
+            for face in receipt.faces:
+                sizes = " + ".join(map(str, face.layer_bytes))
+                typer.echo(f"  {face.face_id}  {sizes} bytes, face score {face.face_score:.2f}")
+        return frames, taken, faces
+
+    frames, taken, faces = asyncio.run(send())
+    typer.echo(
+        f"{frames} frame{'s' if frames != 1 else ''}, {faces} face{'s' if faces != 1 else ''}"
+    )
+    if not taken:
+        raise InvalidInput(f"{source}: the edge could use none of its frames")
+    if not faces:
+        raise NoFaceFound(f"{source}: no face found")
+
+
+def _quiet_logs() -> None:
+    """Only warnings of our own client, on stderr."""
+    import logging
+    import sys
+
+    import structlog
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 def reconstruct(
     face_id: Annotated[str, typer.Argument(metavar="FACE_ID", help="As the edge's receipt said.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Picture to write, .png or .jpg.")
-    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Picture to write, .png or .jpg.")],
     layers: Annotated[
         LayerName, typer.Option(help="Highest layer to fetch and use.")
     ] = LayerName.enhanced,
@@ -136,21 +211,19 @@ def reconstruct(
     import asyncio
 
     from sfic.service.client import open_channel, sfic_errors
-    from sfic.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc
+    from sfic.v1 import decoder_pb2, decoder_pb2_grpc
 
     request = decoder_pb2.ReconstructRequest(
         face_id=face_id,
-        highest=common_pb2.Layer.Value(f"LAYER_{layers.value.upper()}"),
+        highest=f"LAYER_{layers.value.upper()}",
         final_only=True,
         size=size,
-        format=decoder_pb2.PictureFormat.Value(
-            f"PICTURE_FORMAT_{formats[output.suffix.lower()]}"
-        ),
+        format=f"PICTURE_FORMAT_{formats[output.suffix.lower()]}",
         purpose=purpose,
     )
 
     async def ask() -> decoder_pb2.ReconstructResponse:
-        last = None
+        last: decoder_pb2.ReconstructResponse | None = None
         async with open_channel(decoder) as channel:
             with sfic_errors(f"decoder at {decoder}"):
                 async for answer in decoder_pb2_grpc.CloudDecoderStub(channel).Reconstruct(request):
@@ -196,5 +269,5 @@ def demo(
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
-    for command in (reconstruct, demo):
+    for command in (camera, reconstruct, demo):
         app.command()(command)
