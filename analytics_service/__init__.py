@@ -1,0 +1,1 @@
+"""Basic layers in, machine-task results out. This service never asks for a higher layer."""

@@ -1,0 +1,69 @@
+"""Metrics of the analytics service, units in their names. Counting belongs to who does the work."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+__all__ = ["AnalyticsMetrics"]
+
+
+class AnalyticsMetrics:
+    """One set of metrics on a registry of its own, so that a process can hold two services."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.faces = Counter(
+            "sfic_analytics_faces_total",
+            "Faces received, by outcome: OK, REPEATED or the code of the error.",
+            ["edge", "outcome"],
+            registry=registry,
+        )
+        self.faces_missed = Counter(
+            "sfic_analytics_faces_missed_total",
+            "Faces that an edge dropped by retention before they were read.",
+            ["edge"],
+            registry=registry,
+        )
+        self.feed_connected = Gauge(
+            "sfic_analytics_feed_connected",
+            "1 while the feed of an edge is open.",
+            ["edge"],
+            registry=registry,
+        )
+        self.lag_seconds = Histogram(
+            "sfic_analytics_lag_seconds",
+            "Time from capture to the committed result, by the camera's clock.",
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600, 86_400),
+            registry=registry,
+        )
+        self.batch_seconds = Histogram(
+            "sfic_analytics_batch_seconds",
+            "Time to analyse and commit one batch.",
+            registry=registry,
+        )
+        self.commit_failures = Counter(
+            "sfic_analytics_commit_failures_total",
+            "Commits that failed and were tried again.",
+            registry=registry,
+        )
+        self.queue_faces = Gauge(
+            "sfic_analytics_queue_faces",
+            "Faces received and not yet analysed.",
+            registry=registry,
+        )
+        self.index_faces = Gauge(
+            "sfic_analytics_index_faces", "Faces that can be searched.", registry=registry
+        )
+        self.index_bytes = Gauge(
+            "sfic_analytics_index_bytes", "Memory of the likeness index.", registry=registry
+        )
+        self.results_pruned = Counter(
+            "sfic_analytics_results_pruned_total",
+            "Results deleted by retention.",
+            registry=registry,
+        )
+        self.subscribers = Gauge(
+            "sfic_analytics_subscribers", "Streams of results open.", registry=registry
+        )
+        self.search_seconds = Histogram(
+            "sfic_analytics_search_seconds", "Time to answer a search.", registry=registry
+        )

@@ -1,0 +1,224 @@
+"""Basic layers in: one feed for each edge, one worker that analyses and keeps what they bring.
+
+Belongs here: the order of things between an edge's feed and the committed result. Does not belong
+here: the tables, the messages, and who reads the results.
+
+    feed of edge A --\\
+    feed of edge B ---+--> bounded queue --> worker: analyse a batch --> one commit --> announce
+    feed of edge C --/
+
+Only `BasicLayerFeed.Subscribe` is ever called. A full queue stops the feeds, and gRPC's flow
+control then stops the edges. A failed analysis is the face's own record; a failed commit is tried
+again until it succeeds, because going on without it would lose faces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+import structlog
+
+from analytics_service.metrics import AnalyticsMetrics
+from analytics_service.records import StoredResult, make_result
+from analytics_service.store import FailedFace, ResultStore
+from sfic.codec import Analysis, Codec
+from sfic.errors import InvalidInput, SficError, StorageError
+from sfic.service.client import Backoff, from_rpc_error, open_channel
+from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
+
+__all__ = ["Arrival", "EdgeFeed", "Worker"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One face as it came from an edge. `cursor` is the edge's."""
+
+    edge: str
+    cursor: int
+    face: common_pb2.FaceInfo
+    basic: bytes
+
+
+class EdgeFeed:
+    """Follows the basic layers of one edge for ever, from the cursor that is kept."""
+
+    def __init__(
+        self,
+        edge: str,
+        cursor: int,
+        request: edge_pb2.SubscribeRequest,
+        queue: asyncio.Queue[Arrival],
+        metrics: AnalyticsMetrics,
+        longest_wait: float,
+    ) -> None:
+        """`request` holds the filters; its cursor is set here."""
+        self._edge = edge
+        self._cursor = cursor
+        self._request = request
+        self._queue = queue
+        self._metrics = metrics
+        self._backoff = Backoff(longest=longest_wait)
+
+    async def run(self) -> None:
+        """Reads, and connects again after every failure, until cancelled."""
+        connected = self._metrics.feed_connected.labels(self._edge)
+        connected.set(0)
+        try:
+            while True:
+                try:
+                    await self._read()
+                    reason = "the edge ended the stream"
+                except grpc.RpcError as rpc_error:
+                    error = from_rpc_error(rpc_error, f"edge {self._edge}")
+                    reason = error.message
+                    if error.code == InvalidInput.code and self._cursor:
+                        # The edge's log does not reach as far as our cursor: it was replaced.
+                        # Read it from its start; faces that are known are not kept twice.
+                        log.warning("feed starts over", edge=self._edge, cursor=self._cursor)
+                        self._cursor = 0
+                finally:
+                    connected.set(0)
+                wait = self._backoff.next_seconds()
+                log.info("feed lost", edge=self._edge, reason=reason, retry_seconds=round(wait, 2))
+                await asyncio.sleep(wait)
+        finally:
+            connected.set(0)
+
+    async def _read(self) -> None:
+        async with open_channel(self._edge, retry=False) as channel:
+            request = edge_pb2.SubscribeRequest()
+            request.CopyFrom(self._request)
+            request.after_cursor = self._cursor
+            call = edge_pb2_grpc.BasicLayerFeedStub(channel).Subscribe(request)
+            await call.wait_for_connection()
+            log.info("feed open", edge=self._edge, after_cursor=self._cursor)
+            self._metrics.feed_connected.labels(self._edge).set(1)
+            async for response in call:
+                self._backoff.reset()
+                if response.faces_missed:
+                    self._metrics.faces_missed.labels(self._edge).inc(response.faces_missed)
+                    log.warning("faces missed", edge=self._edge, faces=response.faces_missed)
+                await self._queue.put(
+                    Arrival(self._edge, response.cursor, response.face, response.basic)
+                )
+                self._cursor = response.cursor
+
+
+class Worker:
+    """Takes faces from the queue, a batch at a time, and keeps what they say."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        executor: Executor,
+        store: ResultStore,
+        queue: asyncio.Queue[Arrival],
+        metrics: AnalyticsMetrics,
+        batch_faces: int,
+        kept: Callable[[Sequence[StoredResult]], None],
+    ) -> None:
+        """`kept` is called in the event loop with the new results of each commit."""
+        self._codec = codec
+        self._executor = executor
+        self._store = store
+        self._queue = queue
+        self._metrics = metrics
+        self._batch_faces = batch_faces
+        self._kept = kept
+
+    async def run(self) -> None:
+        """Works until cancelled. What is in the queue then comes again with the next start."""
+        async for batch in self._batches():
+            with self._metrics.batch_seconds.time():
+                outcomes = await asyncio.get_running_loop().run_in_executor(
+                    self._executor, self._analyse, [arrival.basic for arrival in batch]
+                )
+                await self._keep(batch, outcomes)
+
+    async def _batches(self) -> AsyncIterator[list[Arrival]]:
+        """What waits, up to the limit, as soon as there is anything: under load batches fill up
+        by themselves, and otherwise no face waits for company."""
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < self._batch_faces and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            yield batch
+
+    def _analyse(self, basics: Sequence[bytes]) -> Sequence[Analysis | SficError]:
+        try:
+            return self._codec.analyze_batch(basics)
+        except Exception as error:
+            if len(basics) > 1:
+                # One face must not take its neighbours along.
+                return [outcome for basic in basics for outcome in self._analyse([basic])]
+            log.exception("analysis failed")
+            return [error if isinstance(error, SficError) else SficError(repr(error))]
+
+    async def _keep(
+        self, batch: Sequence[Arrival], outcomes: Sequence[Analysis | SficError]
+    ) -> None:
+        results: list[StoredResult] = []
+        failures: list[FailedFace] = []
+        for arrival, outcome in zip(batch, outcomes, strict=True):
+            try:
+                if isinstance(outcome, SficError):
+                    raise outcome
+                results.append(make_result(arrival.face, outcome))
+            except SficError as error:
+                failures.append(_failed(arrival, error))
+        # A later face of the same edge comes later in the batch, so the last cursor wins.
+        new = await self._commit(results, failures, {a.edge: a.cursor for a in batch})
+        self._count(batch, failures, new)
+        self._kept(new)
+
+    async def _commit(
+        self,
+        results: Sequence[StoredResult],
+        failures: Sequence[FailedFace],
+        cursors: dict[str, int],
+    ) -> list[StoredResult]:
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._store.commit(results, failures, cursors)
+            except StorageError as error:
+                self._metrics.commit_failures.inc()
+                log.error("results not kept, trying again", reason=error.message)
+                await asyncio.sleep(backoff.next_seconds())
+
+    def _count(
+        self,
+        batch: Sequence[Arrival],
+        failures: Sequence[FailedFace],
+        new: Sequence[StoredResult],
+    ) -> None:
+        failed = {failure.face_id: failure.code for failure in failures}
+        fresh = {result.face_id for result in new}
+        now = time.time()
+        for arrival in batch:
+            face_id = arrival.face.face_id
+            outcome = failed.get(face_id) or ("OK" if face_id in fresh else "REPEATED")
+            self._metrics.faces.labels(arrival.edge, outcome).inc()
+            if outcome == "OK":
+                captured = arrival.face.capture_time.ToNanoseconds() / 1e9
+                self._metrics.lag_seconds.observe(max(0.0, now - captured))
+
+
+def _failed(arrival: Arrival, error: SficError) -> FailedFace:
+    face_id = arrival.face.face_id
+    log.warning(
+        "face not readable",
+        edge=arrival.edge,
+        face_id=face_id,
+        code=error.code,
+        reason=error.message,
+    )
+    return FailedFace(face_id, arrival.edge, error.code, error.message, time.time_ns())

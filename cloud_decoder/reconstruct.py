@@ -1,0 +1,231 @@
+"""One reconstruction: from a request to one picture for each level, each as soon as it can be.
+
+Belongs here: the order of fetching and synthesising, and what a picture looks like when it is sent.
+Does not belong here: where layers come from (`layers`), gRPC, and how many requests may run.
+
+    fetch basic --> fetch middle --> fetch enhanced        event loop
+              \\-> picture     \\-> picture      \\-> picture   pool of threads
+
+The next layer is fetched while the picture before it is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_decoder.cache import CachedFace
+from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerSource
+from cloud_decoder.metrics import DecoderMetrics
+from sfic.alignment import Placement, paste_back
+from sfic.codec import Codec, EncodedFace
+from sfic.errors import BundleMismatch, InvalidInput, SficError
+from sfic.layers import LAYERS, up_to
+from sfic.pictures import PictureLimits, read_picture
+from sfic.v1 import common_pb2, decoder_pb2
+
+__all__ = ["Painter", "Wanted", "read_request", "reconstruct"]
+
+SIZES = (128, 256, 512, 1024)
+MAX_PURPOSE = 200
+MAX_FACE_ID = 64
+_LEVELS = {number: name for name, number in LAYER_NUMBERS.items()}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A checked request. `frame`: uint8 RGB [H, W, 3] to paste into, None for black."""
+
+    face_id: str
+    levels: tuple[str, ...]
+    size: int
+    format: decoder_pb2.PictureFormat
+    paste_back: bool
+    frame: NDArray[np.uint8] | None
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Painted:
+    """The pictures of one level, as sent, and how long they took."""
+
+    picture: bytes
+    frame: bytes
+    frame_width: int
+    frame_height: int
+    decode_ms: float
+    synthesis_ms: float
+
+
+def read_request(request: decoder_pb2.ReconstructRequest, limits: PictureLimits) -> Wanted:
+    """Checks a request; takes CPU time when it carries a frame. Raises `InvalidInput`."""
+    if not 1 <= len(request.face_id) <= MAX_FACE_ID:
+        raise InvalidInput(f"face_id: must have 1..{MAX_FACE_ID} characters", field="face_id")
+    highest = request.highest or common_pb2.LAYER_ENHANCED
+    if highest not in _LEVELS:
+        raise InvalidInput(f"highest: no layer has the number {highest}", field="highest")
+    size = request.size or SIZES[-1]
+    if size not in SIZES:
+        raise InvalidInput(f"size {size}: must be one of {', '.join(map(str, SIZES))}", field="size")
+    picture_format = request.format or decoder_pb2.PICTURE_FORMAT_PNG
+    if picture_format not in decoder_pb2.PictureFormat.values():
+        raise InvalidInput(f"format: no format has the number {picture_format}", field="format")
+    if len(request.purpose) > MAX_PURPOSE:
+        raise InvalidInput(f"purpose: at most {MAX_PURPOSE} characters", field="purpose")
+    if request.frame and not request.paste_back:
+        raise InvalidInput("frame: only of use with paste_back", field="frame")
+    levels = up_to(_LEVELS[highest])
+    return Wanted(
+        face_id=request.face_id,
+        levels=levels[-1:] if request.final_only else levels,
+        size=size,
+        format=picture_format,
+        paste_back=request.paste_back,
+        frame=read_picture(request.frame, limits) if request.frame else None,
+        purpose=request.purpose,
+    )
+
+
+class Painter:
+    """Makes pictures of faces, in the calling thread."""
+
+    def __init__(
+        self, codec: Codec, metrics: DecoderMetrics, limits: PictureLimits, jpeg_quality: int
+    ) -> None:
+        self.codec = codec
+        self._metrics = metrics
+        self._limits = limits
+        self._jpeg_quality = jpeg_quality
+
+    def paint(self, face: CachedFace, level: str, wanted: Wanted, asked: float) -> Painted:
+        """The picture of one level. `asked`: when it was queued, by `time.perf_counter`.
+
+        Raises `PacketError` for a bad packet, `InvalidInput` for a face or a frame that cannot be
+        pasted.
+        """
+        start = time.perf_counter()
+        self._metrics.wait_seconds.observe(start - asked)
+        packets = [face.layers[name] if name in up_to(level) else None for name in LAYERS]
+        encoded = EncodedFace(packets[0] or b"", *packets[1:])
+        pixels = self.codec.decode(encoded, layers=level, size=wanted.size)  # [size, size, 3]
+        done = time.perf_counter()
+        self._metrics.synthesis_seconds.labels(level, wanted.size).observe(done - start)
+        frame = self._paste(pixels, face.info, wanted) if wanted.paste_back else None
+        return Painted(
+            picture=self._pack(pixels, wanted.format),
+            frame=b"" if frame is None else self._pack(frame, wanted.format),
+            frame_width=0 if frame is None else frame.shape[1],
+            frame_height=0 if frame is None else frame.shape[0],
+            decode_ms=0.0,
+            synthesis_ms=(done - start) * 1e3,
+        )
+
+    def _paste(
+        self, pixels: NDArray[np.uint8], info: common_pb2.FaceInfo, wanted: Wanted
+    ) -> NDArray[np.uint8]:
+        flat = info.placement.crop_to_frame
+        if len(flat) != 6:
+            raise InvalidInput(
+                f"face {info.face_id} was sent as an aligned crop and has no frame to go back into"
+            )
+        placement = Placement(
+            ((flat[0], flat[1], flat[2]), (flat[3], flat[4], flat[5])),
+            info.placement.frame_width,
+            info.placement.frame_height,
+        )
+        frame = wanted.frame
+        if frame is None:
+            self._limits.check_size(placement.width, placement.height)
+            frame = np.zeros((placement.height, placement.width, 3), np.uint8)
+        return paste_back(frame, pixels, placement)
+
+    def _pack(
+        self, pixels: NDArray[np.uint8], picture_format: decoder_pb2.PictureFormat
+    ) -> bytes:
+        if picture_format == decoder_pb2.PICTURE_FORMAT_RAW_RGB8:
+            return pixels.tobytes()
+        suffix, options = ".png", [cv2.IMWRITE_PNG_COMPRESSION, 3]
+        if picture_format == decoder_pb2.PICTURE_FORMAT_JPEG:
+            suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, self._jpeg_quality]
+        done, packed = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+        if not done:
+            raise SficError(f"cannot write a picture of {pixels.shape[1]}x{pixels.shape[0]}")
+        return bytes(packed.tobytes())
+
+
+async def reconstruct(
+    wanted: Wanted,
+    source: LayerSource,
+    painter: Painter,
+    pool: Executor,
+) -> AsyncGenerator[decoder_pb2.ReconstructResponse, None]:
+    """Yields one answer for each level, lowest first; closing it early cancels what is under way.
+
+    Raises errors of the tree that name the layer which could not be had; what was yielded before
+    stays valid.
+    """
+    face: CachedFace | None = None
+    fetched_bytes = 0
+    fetching = _fetch(source, wanted, wanted.levels[0], None)
+    try:
+        for position, level in enumerate(wanted.levels):
+            fetched = await fetching
+            face = fetched.face
+            fetched_bytes += fetched.fetched_bytes
+            _check_bundle(face.info, painter.codec.model_bundle)
+            if position + 1 < len(wanted.levels):
+                fetching = _fetch(source, wanted, wanted.levels[position + 1], face)
+            try:
+                painted = await asyncio.get_running_loop().run_in_executor(
+                    pool, painter.paint, face, level, wanted, time.perf_counter()
+                )
+            except SficError as error:
+                source.forget(wanted.face_id)
+                raise type(error)(
+                    f"picture from the {level} layer of face {wanted.face_id}: {error.message}",
+                    **{**error.details, "layer": level, "face_id": wanted.face_id},
+                ) from error
+            yield decoder_pb2.ReconstructResponse(
+                level=LAYER_NUMBERS[level],
+                width=wanted.size,
+                height=wanted.size,
+                format=wanted.format,
+                picture=painted.picture,
+                face=face.info,
+                layer_bytes=sum(len(face.layers[name]) for name in up_to(level)),
+                fetched_bytes=fetched_bytes,
+                fetch_ms=fetched.seconds * 1e3,
+                decode_ms=painted.decode_ms,
+                synthesis_ms=painted.synthesis_ms,
+                frame=painted.frame,
+                frame_width=painted.frame_width,
+                frame_height=painted.frame_height,
+                provider=painter.codec.provider,
+            )
+    finally:
+        fetching.cancel()
+        # Also takes the error of a fetch that nobody waits for any more.
+        await asyncio.gather(fetching, return_exceptions=True)
+
+
+def _fetch(
+    source: LayerSource, wanted: Wanted, level: str, known: CachedFace | None
+) -> asyncio.Task[Fetched]:
+    return asyncio.ensure_future(source.get(wanted.face_id, up_to(level), known))
+
+
+def _check_bundle(info: common_pb2.FaceInfo, loaded: str) -> None:
+    if info.model_bundle and info.model_bundle != loaded:
+        raise BundleMismatch(
+            f"face {info.face_id} was coded with model bundle {info.model_bundle}, "
+            f"this decoder holds {loaded}",
+            face_bundle=info.model_bundle,
+            loaded_bundle=loaded,
+        )
