@@ -203,7 +203,7 @@ def paste_back(
         borderMode=cv2.BORDER_REPLICATE,
     )
     inside = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v))
-    ramp = np.clip(inside / max(feather, 0.5 / size) + (0 if feather else 0.5), 0, 1)
+    ramp = np.clip(inside / max(feather, 1 / side), 0, 1)  # at least one frame pixel
     weight = (ramp * ramp * (3 - 2 * ramp))[:, :, None].astype(np.float32)
     region = result[low[1] : high[1], low[0] : high[0]]
     blended = region + weight * (warped.astype(np.float32) - region)

@@ -3,7 +3,7 @@
 Belongs here: the search over scales and tiles, non-maximum suppression, and the landmark network
 that refines and confirms each face. Not here: reading pictures (`pictures`), crops (`alignment`).
 
-    picture -> pyramid, tiles -> detector -> boxes, 6 keypoints -> NMS -> landmark network, twice
+    picture -> pyramid, tiles -> detector -> boxes, 6 keypoints -> NMS -> landmark network, 2-4 times
                                                                      (presence below 0.5: no face)
 
 Both networks are MediaPipe's (full-range BlazeFace; Face Mesh), converted to ONNX: see
@@ -41,6 +41,8 @@ _PRESENCE = 0.5
 _NMS_OVERLAP = 0.3
 _ROI_SCALE = 1.5
 _MESH_SIDE = 192
+_MOST_REFINEMENTS = 4
+_UPRIGHT = math.radians(4.0)
 _RIGHT_EYE_OUTER, _LEFT_EYE_OUTER = 33, 263  # mesh points; the person's right is left in a picture
 
 
@@ -129,14 +131,17 @@ class FaceDetector:
     def _refine(
         self, rgb: NDArray[np.uint8], candidate: NDArray[np.float64]
     ) -> DetectedFace | None:
-        """Run the landmark network on the candidate, then once more where its mesh lies."""
+        """Run the landmark network on the candidate, then where its own mesh lies, until upright.
+
+        The detector's keypoints are poor on turned faces, the landmark network's are not.
+        """
         box, points = candidate[1:5], candidate[5:].reshape(6, 2)
         centre = (box[:2] + box[2:]) / 2
         side = float(max(box[2:] - box[:2]))
         right, left = points[0], points[1]
         mesh = np.zeros((468, 3))
         presence = 0.0
-        for _ in range(2):
+        for attempt in range(_MOST_REFINEMENTS):
             if not (side >= 2.0 and np.isfinite(centre).all()):
                 return None
             roll = math.atan2(left[1] - right[1], left[0] - right[0])
@@ -155,6 +160,9 @@ class FaceDetector:
             centre = _rotation(roll) @ ((low + high) / 2)
             side = float(max(high - low))
             right, left = mesh[_RIGHT_EYE_OUTER, :2], mesh[_LEFT_EYE_OUTER, :2]
+            across = (left - right) @ _rotation(roll)  # as the network saw it
+            if attempt > 0 and abs(math.atan2(across[1], across[0])) < _UPRIGHT:
+                break
         x0, y0 = mesh[:, :2].min(axis=0)
         x1, y1 = mesh[:, :2].max(axis=0)
         return DetectedFace(
