@@ -73,7 +73,7 @@ def encode(
     ] = None,
     target_bytes: Annotated[
         int | None,
-        typer.Option(min=1, help="Take the highest rate at which a face fits in so many bytes."),
+        typer.Option(min=1, help="Instead of a rate: bytes of a face's three layers together."),
     ] = None,
     effort: Annotated[
         int,
