@@ -3,8 +3,8 @@
 Belongs here: the search over scales and tiles, non-maximum suppression, and the landmark network
 that refines and confirms each face. Not here: reading pictures (`pictures`), crops (`alignment`).
 
-    picture -> pyramid, tiles -> detector -> boxes, 6 keypoints -> NMS -> landmark network, 2-4 times
-                                                                     (presence below 0.5: no face)
+    picture -> pyramid, tiles -> detector -> boxes, 6 keypoints -> non-maximum suppression
+            -> landmark network, 2 to 4 times -> presence below 0.5: no face
 
 Both networks are MediaPipe's (full-range BlazeFace; Face Mesh), converted to ONNX: see
 `models/detector.md` and `models/landmarks.md`.
