@@ -1,0 +1,100 @@
+"""Machine-task results of one face, and their reading from the outputs of the heads.
+
+Pure data and arithmetic; running the network belongs to `sfic.codec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+__all__ = ["Analysis", "Estimate", "Pose", "read_heads"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with a confidence 0..1."""
+
+    value: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Head pose in degrees: yaw (to the picture's right), pitch (down), roll (clockwise)."""
+
+    yaw: float
+    pitch: float
+    roll: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the basic layer says of a face.
+
+    `embedding`: unit float32 [D], identity; compare by dot product. `age`: years. `gender`:
+    presentation, 0 female .. 1 male. `smile`: probability. `landmarks`: float32 [68, 2], iBUG
+    order, x and y as parts of the crop, 0..1. `face_score`: how far to trust the rest, 0..1.
+    """
+
+    embedding: FloatArray
+    embedding_confidence: float
+    age: Estimate
+    gender: Estimate
+    smile: Estimate
+    pose: Pose
+    landmarks: FloatArray
+    landmarks_confidence: float
+    face_score: Estimate
+
+
+def _probability(logit: float) -> Estimate:
+    value = 1.0 / (1.0 + float(np.exp(-np.clip(logit, -30.0, 30.0))))
+    return Estimate(value, abs(2.0 * value - 1.0))
+
+
+def _within(log_error: float, tolerance: float) -> float:
+    """Confidence from a predicted log error: the part of a Laplace law within `tolerance`."""
+    return float(1.0 - np.exp(-tolerance / np.exp(np.clip(log_error, -8.0, 8.0))))
+
+
+def read_heads(outputs: Mapping[str, npt.NDArray[Any]]) -> list[Analysis]:
+    """Outputs of the heads network for n faces to n results.
+
+    `embedding` [n, D] unit; `age` [n, 2] years/50 and log error; `gender` and `smile` [n] logits;
+    `pose` [n, 4] degrees/30 and log error; `landmarks` [n, 68, 2] crop fractions;
+    `landmarks_error` [n] log error; `score` [n] logit; `identity_error` [n] log of 1 - cosine.
+    """
+    results = []
+    for i in range(len(outputs["embedding"])):
+        pose, age = outputs["pose"][i], outputs["age"][i]
+        results.append(
+            Analysis(
+                embedding=np.asarray(outputs["embedding"][i], dtype=np.float32),
+                embedding_confidence=float(
+                    np.clip(1.0 - np.exp(min(float(outputs["identity_error"][i]), 0.0)), 0.0, 1.0)
+                ),
+                age=Estimate(
+                    float(np.clip(50.0 * age[0], 0.0, 120.0)), _within(float(age[1]), 5.0 / 50)
+                ),
+                gender=_probability(float(outputs["gender"][i])),
+                smile=_probability(float(outputs["smile"][i])),
+                pose=Pose(
+                    yaw=float(30.0 * pose[0]),
+                    pitch=float(30.0 * pose[1]),
+                    roll=float(30.0 * pose[2]),
+                    confidence=_within(float(pose[3]), 5.0 / 30),
+                ),
+                landmarks=np.asarray(outputs["landmarks"][i], dtype=np.float32),
+                landmarks_confidence=_within(float(outputs["landmarks_error"][i]), 0.02),
+                face_score=_probability(float(outputs["score"][i])),
+            )
+        )
+    return results

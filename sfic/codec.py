@@ -1,0 +1,399 @@
+"""The codec: aligned faces to three packets, packets to pictures and machine-task results.
+
+What belongs here: the order in which networks, quantiser, entropy model and packets are run. Each
+of them has a module of its own; training is in `training/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from sfic.alignment import align
+from sfic.analysis import Analysis, read_heads
+from sfic.bundle import ModelBundle
+from sfic.detection import FaceDetector
+from sfic.entropy.model import PARTS, EntropyModel, LayerSymbols
+from sfic.entropy.tables import TableSet
+from sfic.errors import BundleError, InvalidInput, LayerMissing, PacketError, SficError
+from sfic.face import EncodedFace
+from sfic.face_score import face_score
+from sfic.generator import OnnxGenerator
+from sfic.layers import LAYERS, Layer, as_layer, up_to
+from sfic.locations import models_dir
+from sfic.packet import RATES, PacketHeader, open_packet, parse_header, seal_packet, verify
+from sfic.runtime import make_session
+
+__all__ = ["CROP_SIZE", "SIZES", "Codec"]
+
+Rgb = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+SIZES: Final = (128, 256, 512, 1024)
+CROP_SIZE: Final = 512
+PREVIEW: Final = 64
+DEAD_ZONE_MAX: Final = 8.0
+TARGET_STEPS: Final = 14
+
+
+class Codec:
+    """Encodes and decodes faces with one model bundle.
+
+    Networks are loaded when they are first needed (`warm_up` loads them ahead); they are shared by
+    all threads that use the codec.
+    """
+
+    def __init__(self, bundle: ModelBundle, provider: str = "auto", threads: int = 0) -> None:
+        """Use `load`."""
+        self.bundle = bundle
+        self._provider = provider
+        self._threads = threads
+
+    @classmethod
+    def load(
+        cls, bundle: Path | None = None, *, provider: str = "auto", threads: int = 0
+    ) -> Codec:
+        """Open the model bundle in a directory (default: the one that ships).
+
+        `provider`: "auto", "cpu" or "cuda". `threads`: threads of one network, 0: all cores.
+        Raises BundleError when the bundle is not whole, ProviderUnavailable for a GPU that is not
+        there (when the first network is loaded).
+        """
+        return cls(ModelBundle.load(bundle), provider, threads)
+
+    @property
+    def model_bundle(self) -> str:
+        """Name of the model bundle, 16 hex digits."""
+        return self.bundle.hash
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that synthesis really runs on."""
+        return self._generator.provider
+
+    def warm_up(self, *parts: Literal["encode", "decode", "analyze"]) -> None:
+        """Load and run once what these parts need, so that the first face is not slow."""
+        for part in parts or ("encode", "decode", "analyze"):
+            if part == "encode":
+                self.encode(np.zeros((256, 256, 3), np.uint8))
+                self._detector.detect(np.zeros((256, 256, 3), np.uint8))
+            elif part == "decode":
+                self._generator.synthesise(np.zeros((1, *self._style_shape), np.float32), None, 128)
+                self._entropy  # noqa: B018
+            else:
+                self._run_heads(np.zeros((1, self._entropy.sizes["basic"][0]), np.float32))
+
+    # -- encoding
+
+    def encode(
+        self,
+        crop: Rgb,
+        rate: int = 5,
+        effort: int = 0,
+        target_bytes: int | None = None,
+    ) -> EncodedFace:
+        """Encode an FFHQ-aligned face.
+
+        `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity.
+        `effort`: 0..3, more time for the same bytes. `target_bytes`: instead of a rate, the size of
+        all three packets together, met within 5 %. Raises InvalidInput when an argument is out of
+        its range, MissingExtra when an effort needs the `train` extra.
+        """
+        crop = _checked_crop(crop)
+        if effort not in range(4):
+            raise InvalidInput(f"effort {effort!r} is not in 0..3")
+        latents = self._analyse(crop, effort)
+        if target_bytes is not None:
+            return self._encode_to(crop, latents, target_bytes)
+        if rate not in RATES:
+            raise InvalidInput(f"rate {rate!r} is not in 1..9")
+        return self._encode_at(crop, latents, rate, 0.0)
+
+    def encode_picture(
+        self,
+        picture: Rgb,
+        rate: int = 5,
+        effort: int = 0,
+        target_bytes: int | None = None,
+        max_faces: int = 32,
+    ) -> list[EncodedFace]:
+        """Find, align and encode the faces of a picture, RGB uint8 [H, W, 3]; largest first.
+
+        An empty list when there is none. Each face knows its place, its score and its source size.
+        """
+        faces = []
+        for face in self._detector.detect(picture, max_faces=max_faces):
+            crop, placement = align(picture, face, size=CROP_SIZE)
+            coded = self.encode(crop, rate, effort, target_bytes)
+            faces.append(
+                EncodedFace(
+                    coded.basic,
+                    coded.middle,
+                    coded.enhanced,
+                    placement=placement,
+                    face_score=face_score(crop, face, placement).score,
+                    source_size=placement.source_size,
+                )
+            )
+        return faces
+
+    def _analyse(self, crop: Rgb, effort: int) -> dict[str, FloatArray]:
+        """Latents of the three style layers, float32 [1, n] each."""
+        if effort > 0:
+            raise InvalidInput("this model bundle encodes at effort 0 only")
+        size = int(self.bundle.meta["input"])
+        outputs = _run(self._analysis, {"crop": _planes(_resize(crop, size))})
+        return {name: outputs[name] for name in LAYERS}
+
+    def _encode_at(
+        self, crop: Rgb, latents: Mapping[str, FloatArray], rate: int, dead_zone: float
+    ) -> EncodedFace:
+        """Quantise and code at one rate; symbols of higher layers within the dead zone become 0."""
+        parts: dict[str, npt.NDArray[np.int32]] = {}
+        decoded: dict[str, FloatArray] = {}
+        for name in LAYERS:
+            wide = 0.0 if name == "basic" else dead_zone
+            parts[name] = _quantise(latents[name][0], self._gain(name, rate), wide)
+            decoded[name] = self._dequantise(name, parts[name], rate)
+        styles = self._styles(decoded, "enhanced")
+        preview = self._generator.preview(styles, PREVIEW)  # [1, 3, 64, 64] in [-1, 1]
+        seen = _planes(_resize(crop, PREVIEW))
+        code = _run(self._spatial_analysis, {"crop": seen, "preview": preview})["code"][0]
+        parts["spatial"] = _quantise(code, self._gain("spatial", rate), dead_zone)
+        symbols = LayerSymbols(parts)
+        packets: dict[Layer, bytes] = {}
+        for name in LAYERS:
+            header = PacketHeader(name, rate, self.bundle.id)
+            payload = self._entropy.encode(name, rate, symbols)
+            checked = [symbols.of_layer(lower) for lower in up_to(name)]
+            packets[name] = seal_packet(header, payload, checked)
+        return EncodedFace(**packets, face_score=1.0)
+
+    def _encode_to(
+        self, crop: Rgb, latents: Mapping[str, FloatArray], target: int
+    ) -> EncodedFace:
+        """The lowest rate that reaches `target` bytes, its dead zone widened until they fit."""
+        best = smallest = self._encode_at(crop, latents, RATES[0], DEAD_ZONE_MAX)
+        if target < smallest.total_bytes:
+            raise InvalidInput(
+                f"{target} bytes are too few for this face: at least {smallest.total_bytes}"
+            )
+        low, high = RATES[0], RATES[-1]
+        while low < high:
+            middle = (low + high) // 2
+            if self._encode_at(crop, latents, middle, 0.0).total_bytes >= target:
+                high = middle
+            else:
+                low = middle + 1
+        inside, outside = DEAD_ZONE_MAX, 0.0
+        for step in range(TARGET_STEPS):
+            dead_zone = 0.0 if step == 0 else (inside + outside) / 2
+            face = self._encode_at(crop, latents, low, dead_zone)
+            if face.total_bytes > target:
+                outside = dead_zone
+                continue
+            inside = dead_zone
+            if face.total_bytes > best.total_bytes:
+                best = face
+            if step == 0 or face.total_bytes >= 0.98 * target:
+                break
+        return best
+
+    # -- decoding
+
+    def decode(self, face: EncodedFace, layers: str = "enhanced", size: int = 1024) -> Rgb:
+        """Synthesise a face from its layers up to `layers`; RGB uint8 [size, size, 3].
+
+        `size`: 128, 256, 512 or 1024. Raises LayerMissing when a layer is not there, PacketError
+        when one is broken or belongs to another face, BundleMismatch when it was made with another
+        model bundle.
+        """
+        layer = as_layer(layers)
+        if size not in SIZES:
+            raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, SIZES))}")
+        symbols, rate = self.decode_symbols(face, layer)
+        decoded = {
+            name: self._dequantise(name, values, rate) for name, values in symbols.parts.items()
+        }
+        styles = self._styles(decoded, layer)
+        correction = None
+        if layer == "enhanced" and symbols.parts["spatial"].any():
+            features = self._generator.features(styles)
+            inputs = {"code": decoded["spatial"], "features": features}
+            correction = _run(self._correction, inputs)["correction"]
+        return self._generator.synthesise(styles, correction, size)[0]
+
+    def decode_symbols(self, face: EncodedFace, layers: str) -> tuple[LayerSymbols, int]:
+        """Symbols of the layers up to `layers`, and the rate they were quantised at."""
+        rate = parse_header(face.basic).rate
+        symbols = LayerSymbols({})
+        for name in up_to(layers):
+            packet = face.layers.get(name)
+            if packet is None:
+                raise LayerMissing(f"the {name} layer of this face is not there", layer=name)
+            header, payload, check = open_packet(packet, layer=name, bundle=self.bundle.id)
+            if header.rate != rate:
+                raise PacketError(
+                    f"the {name} packet is of rate {header.rate}, the basic one of {rate}: "
+                    "they belong to different encodings"
+                )
+            symbols = self._entropy.decode(name, rate, payload, symbols)
+            verify(check, header, [symbols.of_layer(lower) for lower in up_to(name)])
+        return symbols, rate
+
+    # -- machine tasks
+
+    def analyze(self, basic: bytes) -> Analysis:
+        """Machine-task results from a basic layer's packet alone. Errors as in `decode`."""
+        result = self.analyze_batch([basic])[0]
+        if isinstance(result, SficError):
+            raise result
+        return result
+
+    def analyze_batch(self, basics: Sequence[bytes]) -> list[Analysis | SficError]:
+        """As `analyze`, for many faces at once; a broken packet gives its error in its place."""
+        results: list[Analysis | SficError | None] = []
+        latents: list[FloatArray] = []
+        for packet in basics:
+            try:
+                symbols, rate = self.decode_symbols(EncodedFace(packet), "basic")
+            except SficError as error:
+                results.append(error)
+            else:
+                results.append(None)
+                latents.append(self._dequantise("basic", symbols.parts["basic"], rate))
+        found = iter(self._run_heads(np.concatenate(latents)) if latents else [])
+        return [next(found) if result is None else result for result in results]
+
+    def _run_heads(self, latents: FloatArray) -> list[Analysis]:
+        return read_heads(_run(self._heads, {"basic": latents}))
+
+    # -- pieces
+
+    def _gain(self, part: str, rate: int) -> FloatArray:
+        gain: FloatArray = self._arrays[f"gain.{part}"][rate - 1]
+        return gain[:, None, None] if part == "spatial" else gain
+
+    def _dequantise(self, part: str, symbols: npt.NDArray[np.int32], rate: int) -> FloatArray:
+        """Symbols of one face to latents float32 [1, ...]."""
+        latents: FloatArray = (symbols / self._gain(part, rate)).astype(np.float32)[None]
+        return latents
+
+    def _styles(self, decoded: Mapping[str, FloatArray], layer: str) -> FloatArray:
+        """Latents up to `layer` to the generator's styles, float32 [1, 16, 512]."""
+        inputs = {
+            name: decoded[name]
+            if name in up_to(layer)
+            else np.zeros((1, *self._entropy.sizes[name]), np.float32)
+            for name in LAYERS
+        }
+        wanted = f"styles_{layer}"
+        styles: FloatArray = self._style_network.run([wanted], inputs)[0]
+        return styles
+
+    @property
+    def _style_shape(self) -> tuple[int, int]:
+        return int(self.bundle.meta["styles"]), int(self.bundle.meta["style_dim"])
+
+    def _session(self, name: str) -> Any:
+        # Only synthesis is worth a GPU: the other networks take a few milliseconds on one core.
+        return make_session(self.bundle.path(name), "cpu", self._threads)
+
+    @cached_property
+    def _analysis(self) -> Any:
+        return self._session("analysis.onnx")
+
+    @cached_property
+    def _spatial_analysis(self) -> Any:
+        return self._session("spatial_analysis.onnx")
+
+    @cached_property
+    def _style_network(self) -> Any:
+        return self._session("styles.onnx")
+
+    @cached_property
+    def _correction(self) -> Any:
+        return self._session("correction.onnx")
+
+    @cached_property
+    def _heads(self) -> Any:
+        return self._session("heads.onnx")
+
+    @cached_property
+    def _generator(self) -> OnnxGenerator:
+        return OnnxGenerator(
+            self.bundle.path("generator_low.onnx"),
+            self.bundle.path("generator_high.onnx"),
+            provider=self._provider,
+            threads=self._threads,
+        )
+
+    @cached_property
+    def _detector(self) -> FaceDetector:
+        root = models_dir()
+        return FaceDetector(root / "detector.onnx", root / "landmarks.onnx", threads=self._threads)
+
+    @cached_property
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        try:
+            with np.load(self.bundle.path("entropy.npz"), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError) as error:
+            raise BundleError(f"cannot read entropy.npz: {error}") from error
+
+    @cached_property
+    def _entropy(self) -> EntropyModel:
+        tables = TableSet.load(self.bundle.path("tables.npz"))
+        return EntropyModel.from_arrays(self._arrays, tables)
+
+
+assert tuple(PARTS) == LAYERS
+
+
+def _checked_crop(crop: Rgb) -> Rgb:
+    if (
+        not isinstance(crop, np.ndarray)
+        or crop.dtype != np.uint8
+        or crop.ndim != 3
+        or crop.shape[2] != 3
+        or crop.shape[0] != crop.shape[1]
+        or not 32 <= crop.shape[0] <= 8192
+    ):
+        shape = getattr(crop, "shape", None)
+        kind = getattr(crop, "dtype", type(crop).__name__)
+        raise InvalidInput(
+            f"a crop is square RGB, uint8 [S, S, 3] with S in 32..8192, not {kind} {shape}"
+        )
+    return crop
+
+
+def _resize(crop: Rgb, size: int) -> Rgb:
+    if crop.shape[0] == size:
+        return crop
+    how = cv2.INTER_AREA if crop.shape[0] > size else cv2.INTER_CUBIC
+    resized: Rgb = cv2.resize(crop, (size, size), interpolation=how)  # type: ignore[assignment]
+    return resized
+
+
+def _planes(rgb: Rgb) -> FloatArray:
+    """uint8 [S, S, 3] -> float32 [1, 3, S, S] in [-1, 1]."""
+    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32) / 127.5 - 1.0
+
+
+def _quantise(latents: FloatArray, gain: FloatArray, dead_zone: float) -> npt.NDArray[np.int32]:
+    scaled = latents * gain
+    symbols = np.rint(scaled)
+    if dead_zone > 0:
+        symbols[np.abs(scaled) < 0.5 + dead_zone] = 0
+    return symbols.astype(np.int32)
+
+
+def _run(session: Any, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))

@@ -1,0 +1,78 @@
+"""The machine-task heads: from decoded basic latents to results, without pixels or generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LANDMARKS = 68
+
+
+class TaskHeads(nn.Module):
+    """One small network for all tasks; `sfic.analysis.read_heads` reads its outputs."""
+
+    OUTPUTS: ClassVar[tuple[str, ...]] = (
+        "embedding",
+        "identity_error",
+        "age",
+        "gender",
+        "smile",
+        "pose",
+        "landmarks",
+        "landmarks_error",
+        "score",
+    )
+
+    def __init__(self, inputs: int, embedding: int = 128, hidden: int = 384) -> None:
+        super().__init__()
+        self.sizes = {"inputs": inputs, "embedding": embedding, "hidden": hidden}
+        self.identity = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.2), nn.Linear(hidden, embedding)
+        )
+        self.identity_linear = nn.Linear(inputs, embedding)
+        self.trunk = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.2))
+        self.attributes = nn.Linear(hidden, 5)
+        self.pose = nn.Linear(hidden, 4)
+        self.landmarks = nn.Linear(hidden, 2 * LANDMARKS)
+        self.landmarks_linear = nn.Linear(inputs, 2 * LANDMARKS, bias=False)
+        self.errors = nn.Linear(hidden, 2)
+        self.register_buffer("mean_landmarks", torch.full((LANDMARKS, 2), 0.5))
+
+    def forward(self, basic: Tensor) -> tuple[Tensor, ...]:
+        """basic: decoded latents [N, inputs] -> the outputs in the order of OUTPUTS."""
+        h = self.trunk(basic)  # [N, hidden]
+        a = self.attributes(h)  # [N, 5]
+        errors = self.errors(h)  # [N, 2]
+        offsets = 0.05 * (self.landmarks(h) + self.landmarks_linear(basic))
+        return (
+            F.normalize(self.identity(basic) + self.identity_linear(basic), dim=1),
+            errors[:, 0],
+            a[:, :2],
+            a[:, 2],
+            a[:, 3],
+            self.pose(h),
+            self.mean_landmarks + offsets.unflatten(1, (LANDMARKS, 2)),
+            errors[:, 1],
+            a[:, 4],
+        )
+
+    def named(self, basic: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        return dict(zip(self.OUTPUTS, self(basic), strict=True))
+
+    def save(self, path: Path) -> None:
+        """Write weights and sizes."""
+        torch.save({"sizes": self.sizes, "state": self.state_dict()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> TaskHeads:
+        """Read what `save` wrote; frozen."""
+        saved = torch.load(path, weights_only=True)
+        heads = cls(**saved["sizes"])
+        heads.load_state_dict(saved["state"])
+        heads.requires_grad_(False).eval()
+        return heads

@@ -1,0 +1,116 @@
+"""Reading a trained codec, and what its symbols are on a set of faces.
+
+What belongs here: the steps that entropy model, heads and export share. Training is elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfic.networks.codec import LAYERS, FaceCodec
+from sfic.networks.generator import Generator
+from training.codec_data import to_tensor
+from training.data import cache_dir
+
+RATE_COUNT = 9
+RATE_POSITIONS = np.linspace(0.0, 1.0, RATE_COUNT)
+
+
+def load_codec(checkpoint: Path) -> FaceCodec:
+    """The averaged weights of a checkpoint, frozen."""
+    state = torch.load(checkpoint, weights_only=True)
+    codec = FaceCodec()
+    codec.load_state_dict(state["average"])
+    codec.requires_grad_(False).eval()
+    return codec
+
+
+def load_generator() -> Generator:
+    """The generator that training uses."""
+    return Generator.load(cache_dir() / "generator" / "generator.safetensors")
+
+
+def gain_tables(codec: FaceCodec) -> dict[str, npt.NDArray[np.float32]]:
+    """Gain of each part at the nine rates, float32 [9, n]."""
+    t = torch.tensor(RATE_POSITIONS, dtype=torch.float32)
+    return {
+        name: codec.gains[name](t).detach().numpy().astype(np.float32)
+        for name in (*LAYERS, "spatial")
+    }
+
+
+@dataclass
+class SymbolSet:
+    """Symbols of many encodings: parts int16 [M, n] (spatial [M, C, S, S]); rate 1..9, picture."""
+
+    parts: dict[str, npt.NDArray[np.int16]]
+    rate: npt.NDArray[np.int64]
+    picture: npt.NDArray[np.int64]
+
+    def save(self, path: Path) -> None:
+        np.savez(path, rate=self.rate, picture=self.picture, **self.parts)
+
+    @classmethod
+    def load(cls, path: Path) -> SymbolSet:
+        with np.load(path) as file:
+            parts = {name: file[name] for name in (*LAYERS, "spatial")}
+            return cls(parts, file["rate"], file["picture"])
+
+
+@torch.no_grad()
+def collect_symbols(
+    codec: FaceCodec,
+    generator: Generator,
+    pictures: npt.NDArray[np.uint8],
+    size: int,
+    rates_each: int,
+    seed: int = 3,
+    flips: bool = True,
+    batch: int = 16,
+) -> SymbolSet:
+    """Encode each picture (and its mirror image) at `rates_each` random rates."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in (*LAYERS, "spatial")}
+    rates, indices = [], []
+    for start in range(0, len(pictures), batch):
+        crop = to_tensor(np.array(pictures[start : start + batch]))
+        variants = (crop, crop.flip(3)) if flips else (crop,)
+        for seen in variants:
+            z = codec.analyse(resize(seen, size))
+            crop64 = resize(seen, 64)
+            for _ in range(rates_each):
+                rate = rng.integers(1, RATE_COUNT + 1, len(seen))
+                t = torch.from_numpy(RATE_POSITIONS[rate - 1]).float()
+                symbols = symbols_of(codec, generator, z, crop64, t)
+                for name, value in symbols.items():
+                    columns[name].append(value.numpy().astype(np.int16))
+                rates.append(rate)
+                indices.append(np.arange(start, start + len(seen)))
+    parts = {name: np.concatenate(value) for name, value in columns.items()}
+    return SymbolSet(parts, np.concatenate(rates), np.concatenate(indices))
+
+
+def resize(x: Tensor, size: int) -> Tensor:
+    """Area-average [N, 3, S, S] down to `size`."""
+    return x if x.shape[2] == size else F.interpolate(x, size=size, mode="area")
+
+
+def symbols_of(
+    codec: FaceCodec, generator: Generator, z: dict[str, Tensor], crop64: Tensor, t: Tensor
+) -> dict[str, Tensor]:
+    """Rounded symbols of all parts at rates t [N]."""
+    symbols, latents = {}, {}
+    for name in LAYERS:
+        latents[name], symbols[name] = codec.through(name, z[name], t, noise=False)
+    styles = codec.whitening.to_styles(codec.coefficients(latents)["enhanced"])
+    preview = generator.head(generator.features(styles, 32), styles, 32)
+    code = codec.spatial_analysis(crop64, preview.clamp(-1.2, 1.2))
+    _, symbols["spatial"] = codec.through("spatial", code, t, noise=False)
+    return symbols

@@ -1,0 +1,150 @@
+"""Export a trained codec as the model bundle that the services run.
+
+    python -m training.export --checkpoint ... --heads ... --out models/
+
+Writes analysis, spatial_analysis, styles, correction and heads as ONNX and the manifest. Entropy
+model and tables (`training.train_entropy`) and the generator (`training.generator`) have to be in
+the folder already. Weights are stored in half precision and computed in single: no symbol is ever
+computed twice from them, so their rounding costs fidelity only (measured in the card).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from sfic.bundle import ModelBundle
+from sfic.networks.codec import LAYERS, FaceCodec
+from sfic.networks.heads import TaskHeads
+from training.codec_checkpoint import load_codec
+
+OPSET = 17
+
+
+class AnalysisGraph(nn.Module):
+    """crop -> latents of the three style layers."""
+
+    def __init__(self, codec: FaceCodec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, crop: Tensor) -> tuple[Tensor, ...]:
+        z = self.codec.analyse(crop)
+        return tuple(z[name] for name in LAYERS)
+
+
+class StylesGraph(nn.Module):
+    """Decoded latents -> styles after each layer."""
+
+    def __init__(self, codec: FaceCodec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, basic: Tensor, middle: Tensor, enhanced: Tensor) -> tuple[Tensor, ...]:
+        latents = {"basic": basic, "middle": middle, "enhanced": enhanced}
+        coefficients = self.codec.coefficients(latents)
+        return tuple(self.codec.whitening.to_styles(coefficients[name]) for name in LAYERS)
+
+
+class SpatialGraph(nn.Module):
+    """crop and style-only preview at 64 px -> spatial latents."""
+
+    def __init__(self, codec: FaceCodec) -> None:
+        super().__init__()
+        self.net = codec.spatial_analysis
+
+    def forward(self, crop: Tensor, preview: Tensor) -> Tensor:
+        return self.net(crop, preview.clamp(-1.2, 1.2))
+
+
+def halve_weights(path: Path) -> None:
+    """Store float32 weights of an ONNX file as float16, cast back when the session loads."""
+    model = onnx.load(str(path))
+    graph = model.graph
+    casts = []
+    for tensor in list(graph.initializer):
+        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < 4096:
+            continue
+        values = numpy_helper.to_array(tensor).astype(np.float16)
+        name = tensor.name
+        small = numpy_helper.from_array(values, name + ".half")
+        graph.initializer.remove(tensor)
+        graph.initializer.append(small)
+        casts.append(
+            helper.make_node("Cast", [name + ".half"], [name], to=onnx.TensorProto.FLOAT)
+        )
+    for cast in reversed(casts):
+        graph.node.insert(0, cast)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def export(
+    module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], path: Path
+) -> None:
+    """Write one graph with a free batch size."""
+    module.eval()
+    axes = {name: {0: "N"} for name in (*inputs, *outputs)}
+    torch.onnx.export(
+        module,
+        tuple(inputs.values()),
+        str(path),
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_axes=axes,
+        opset_version=OPSET,
+        dynamo=False,
+    )
+    halve_weights(path)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--heads", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--input", type=int, default=128)
+    args = parser.parse_args()
+    codec = load_codec(args.checkpoint)
+    s = codec.shape
+    crop = torch.zeros(2, 3, args.input, args.input)
+    export(AnalysisGraph(codec), {"crop": crop}, LAYERS, args.out / "analysis.onnx")
+    latents = {n: torch.zeros(2, getattr(s, n)) for n in LAYERS}
+    names = tuple(f"styles_{n}" for n in LAYERS)
+    export(StylesGraph(codec), latents, names, args.out / "styles.onnx")
+    small = torch.zeros(2, 3, 64, 64)
+    export(
+        SpatialGraph(codec),
+        {"crop": small, "preview": small},
+        ("code",),
+        args.out / "spatial_analysis.onnx",
+    )
+    features = torch.zeros(2, s.feature_channels, s.feature_size, s.feature_size)
+    code = torch.zeros(2, s.spatial_channels, s.spatial_size, s.spatial_size)
+    export(
+        codec.spatial_synthesis,
+        {"code": code, "features": features},
+        ("correction",),
+        args.out / "correction.onnx",
+    )
+    heads = TaskHeads.load(args.heads)
+    export(heads, {"basic": latents["basic"]}, heads.OUTPUTS, args.out / "heads.onnx")
+    meta = {
+        "format": 1,
+        "input": args.input,
+        "styles": s.styles,
+        "style_dim": 512,
+        "embedding": heads.sizes["embedding"],
+    }
+    print(ModelBundle.write(args.out, meta))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""Train the codec end to end: rate of every layer, machine tasks, and quality of every level.
+
+    python -m training.train_codec --config training/configs/codec-v1.toml
+
+One objective, `distortion + sum over layers of lambda(rate) * bits`, with the rate drawn anew for
+each face, so that one model covers all rates. The lambdas follow the byte budget of each layer by
+dual ascent. Resumes from its last checkpoint in `SFIC_CACHE/<name>/`; logs one JSON line each few
+steps to `log.jsonl` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfic.networks.codec import LAYERS, FaceCodec, quantise
+from sfic.networks.efficientnet import EfficientNetLite0
+from sfic.networks.generator import Generator
+from training.codec_data import Batches, identity_targets, synthetic_set, to_tensor
+from training.data import cache_dir
+from training.settings import read_config
+from training.teachers import Box, Faceres, crop_and_resize
+
+BYTES_LOW = {"basic": 40.0, "middle": 10.0, "enhanced": 10.0}
+BYTES_HIGH = {"basic": 130.0, "middle": 230.0, "enhanced": 950.0}
+
+
+def target_bits(layer: str, t: Tensor) -> Tensor:
+    """Byte budget of a layer at rate t in 0..1, in bits: log-linear from about 60 to 1,310 bytes."""
+    low, high = BYTES_LOW[layer], BYTES_HIGH[layer]
+    return 8.0 * low * (high / low) ** t
+
+
+class RateWeights:
+    """log lambda(t) = a + b t for each layer, moved so that the bits meet their budget."""
+
+    def __init__(self, start: float, step: float) -> None:
+        self.ab = {name: torch.tensor([math.log(start), -2.0]) for name in LAYERS}
+        self.step = step
+
+    def weight(self, layer: str, t: Tensor) -> Tensor:
+        """Lambda for each face of the batch, [N], in distortion per kilobit."""
+        a, b = self.ab[layer]
+        return torch.exp(a + b * t)
+
+    def update(self, layer: str, t: Tensor, bits: Tensor) -> None:
+        """Raise lambda where bits are over budget; t, bits: [n] of the faces that paid."""
+        if len(t) == 0:
+            return
+        error = (bits / target_bits(layer, t)).log().clamp(-2, 2)
+        step = torch.stack((error.mean(), (error * (t - 0.5)).mean() * 4))
+        self.ab[layer] += self.step * step
+        self.ab[layer].clamp_(-9, 4)
+
+
+def half() -> torch.autocast:
+    """bfloat16 inside the frozen generator: a third of its time on CPUs that have it."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def pyramid_l1(a: Tensor, b: Tensor, levels: int) -> Tensor:
+    """Mean absolute difference over `levels` scales, each half the one before: [N]."""
+    total = (a - b).abs().mean(dim=(1, 2, 3))
+    for _ in range(levels - 1):
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        total = total + (a - b).abs().mean(dim=(1, 2, 3))
+    return total
+
+
+def jittered_box(box: Box, rng: np.random.Generator) -> Box:
+    """The teacher's face box, moved and scaled a little: identity must not hang on one crop."""
+    x0, y0, x1, y1 = box
+    cx, cy, half = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2
+    half *= float(np.exp(rng.normal(0, 0.06)))
+    cx += float(rng.normal(0, 0.015))
+    cy += float(rng.normal(0, 0.015))
+    return (cx - half, cy - half, cx + half, cy + half)
+
+
+class Trainer:
+    """State of one run: networks, optimiser, rate weights, step."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.folder = cache_dir() / config["name"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config["seed"])
+        self.rng = np.random.default_rng(config["seed"])
+        self.generator = Generator.load(cache_dir() / "generator" / "generator.safetensors")
+        self.teacher = Faceres.load(cache_dir() / "teachers" / "faceres.safetensors", size=112)
+        self.codec = FaceCodec()
+        self.codec.trunk.backbone = EfficientNetLite0.load(
+            cache_dir() / "teachers" / "efficientnet_lite0.safetensors"
+        )
+        w = torch.from_numpy(np.load(cache_dir() / "generator" / "w_samples.npy"))
+        self.codec.whitening.fit(w)
+        self.targets = identity_targets(
+            "train", cache_dir() / "teachers" / "faceres.safetensors"
+        )
+        self.projection = self._embedding_projection()
+        embedding = torch.from_numpy(self.targets["embedding"]) @ self.projection
+        self.embedding = F.normalize(embedding, dim=1)  # [M, D]
+        size = config["input"]
+        self.fake_pictures, self.fake_styles = synthetic_set(self.generator, config["synthetic"])
+        self.size = size
+        backbone = list(self.codec.trunk.backbone.parameters())
+        laws = self.codec.law_parameters()
+        special = {id(p) for p in (*backbone, *laws)}
+        rest = [p for p in self.codec.parameters() if id(p) not in special]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": backbone, "lr": 1.0, "share": 0.3},
+                {"params": rest, "lr": 1.0, "share": 1.0},
+                {"params": laws, "lr": 1.0, "share": 5.0, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        )
+        self.weights = RateWeights(config["lambda_start"], config["lambda_step"])
+        self.step = 0
+        self.seconds = 0.0
+        self.average = {k: v.clone() for k, v in self.codec.state_dict().items()}
+
+    def _embedding_projection(self) -> Tensor:
+        """1024 -> D: the leading principal directions of the teacher's unit embeddings."""
+        x = torch.from_numpy(self.targets["embedding"]).double()
+        _, _, vt = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+        return vt[: self.codec.shape.embedding].T.float()  # [1024, D]
+
+    # -- checkpoints
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def save(self) -> None:
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(
+            {
+                "codec": self.codec.state_dict(),
+                "average": self.average,
+                "optimiser": self.optimiser.state_dict(),
+                "lambda": self.weights.ab,
+                "step": self.step,
+                "seconds": self.seconds,
+                "projection": self.projection,
+                "config": self.config,
+            },
+            part,
+        )
+        part.rename(self.checkpoint)
+
+    def resume(self, path: Path | None = None) -> None:
+        """Go on from our own checkpoint, or start from the weights of another run."""
+        own = self.checkpoint.exists()
+        source = self.checkpoint if own else path
+        if source is None:
+            return
+        state = torch.load(source, weights_only=True)
+        self.codec.load_state_dict(state["codec"])
+        self.average = state["average"]
+        self.weights.ab = state["lambda"]
+        if own:
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.seconds = state["step"], state["seconds"]
+
+    # -- one step
+
+    def learning_rate(self) -> float:
+        c = self.config
+        warm = min(1.0, (self.step + 1) / c["warmup"])
+        done = min(1.0, self.step / c["steps"])
+        return float(c["lr"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))))
+
+    def real_losses(
+        self, index: np.ndarray, seen: Tensor, target: Tensor, z: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Losses of real faces; each face is reconstructed at one level, drawn at random."""
+        c, codec, generator = self.config, self.codec, self.generator
+        n = len(seen)
+        t = torch.rand(n)
+        level = torch.from_numpy(self.rng.choice(3, size=n, p=c["level_shares"]))
+        noise = bool(self.rng.random() < 0.5)
+        coded = codec.code_styles(z, t, noise)
+        stack = torch.stack([coded.coefficients[name] for name in LAYERS])  # [3, N, 16, K]
+        coefficients = stack[level, torch.arange(n)]  # [N, 16, K]
+        styles = codec.whitening.to_styles(coefficients)
+        losses: dict[str, Tensor] = {}
+
+        with half():
+            features = generator.features(styles, 32).float()  # [N, 512, 32, 32]
+        top = (level == 2).nonzero().flatten()
+        target64 = F.interpolate(target, size=64, mode="area")
+        spatial_bits = torch.zeros(n)
+        if len(top):
+            with torch.no_grad(), half():
+                preview = generator.head(features[top], styles[top], 32).float()
+            seen64 = F.interpolate(seen[top], size=64, mode="area")
+            code, bits = codec.code_spatial(seen64, preview.clamp(-1.2, 1.2), t[top], noise)
+            correction = codec.spatial_synthesis(code, features[top])
+            losses["correction"] = (correction.square().mean() + 1e-6).sqrt()
+            features = features.index_add(0, top, correction)
+            spatial_bits = spatial_bits.index_put((top,), bits)
+        with half():
+            out = generator.head(features, styles, 32).float()  # [N, 3, 64, 64]
+        losses["pixels"] = pyramid_l1(out, target64, 3).mean()
+        identity = [self.identity_loss(out, target64)]
+        if c["size"] >= 128:
+            with half():
+                features = generator.advance(features, styles, 32, 64)
+                out = generator.head(features, styles, 64).float()  # [N, 3, 128, 128]
+            target128 = F.interpolate(target, size=128, mode="area")
+            losses["pixels"] = losses["pixels"] + pyramid_l1(out, target128, 1).mean()
+            identity.append(self.identity_loss(out, target128))
+        losses["identity"] = torch.stack([x[0] for x in identity]).mean()
+        losses["perceptual"] = torch.stack([x[1] for x in identity]).mean()
+
+        heads = codec.heads(coded.latents["basic"])
+        losses["embedding"] = (1 - (heads["embedding"] * self.embedding[index]).sum(dim=1)).mean()
+        age = torch.from_numpy(self.targets["age"][index]) / 50.0
+        gender = torch.from_numpy(self.targets["gender"][index]).clamp(0.02, 0.98)
+        losses["attributes"] = (heads["attributes"][:, 0] - age).abs().mean() + 0.3 * (
+            F.binary_cross_entropy_with_logits(heads["attributes"][:, 1], gender)
+        )
+        losses["prior"] = F.relu(coefficients.square().mean(dim=2) - 1.0).mean()
+
+        rate = torch.zeros(())
+        for i, name in enumerate(LAYERS):
+            pays = level >= i
+            bits = coded.bits[name] + (spatial_bits if name == "enhanced" else 0.0)
+            rate = rate + (self.weights.weight(name, t) * bits / 1000.0 * pays).sum() / n
+            if self.step > c["warmup"]:
+                self.weights.update(name, t[pays], bits.detach()[pays])
+            if pays.any():
+                losses[f"bytes_{name}"] = bits.detach()[pays].mean() / 8
+        losses["rate"] = rate
+        return losses
+
+    def identity_loss(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - cosine of the teacher's embeddings, and distance of its features, on one crop."""
+        box = jittered_box(self.teacher.box, self.rng)
+        with torch.no_grad():
+            want = self.teacher.features(crop_and_resize(target, 112, box))
+        have = self.teacher.features(crop_and_resize(out, 112, box))
+        distance = torch.zeros(())
+        for a, b in zip(have, want, strict=True):
+            scale = b.square().mean(dim=1, keepdim=True).add(1e-6).rsqrt()  # [N, 1, h, w]
+            distance = distance + ((a - b) * scale).abs().mean()
+        e1 = F.normalize(have[-1].mean(dim=(2, 3)), dim=1)
+        e2 = F.normalize(want[-1].mean(dim=(2, 3)), dim=1)
+        return (1 - (e1 * e2).sum(dim=1)).mean(), distance / len(have)
+
+    def fake_losses(self, styles: Tensor, z: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Synthetic faces know their latents: distance of coefficients, weighted by variance."""
+        codec = self.codec
+        t = torch.rand(len(styles))
+        want = codec.whitening.to_coefficients(styles)  # [N, 16, K]
+        latents: dict[str, Tensor] = {}
+        for name in LAYERS:
+            gain = codec.gains[name](t)
+            latents[name] = quantise(z[name] * gain, noise=True) / gain
+        have = codec.coefficients(latents)
+        weight = codec.whitening.scale.square()
+        weight = weight / weight.mean()
+        share = {"basic": 0.5, "middle": 0.25, "enhanced": 1.0}
+        total = torch.zeros(())
+        for name, w in share.items():
+            total = total + w * ((have[name] - want).square() * weight).mean()
+        return {"latents": total}
+
+    def train_step(self, batch: tuple[np.ndarray, Tensor, Tensor]) -> dict[str, float]:
+        c = self.config
+        index, seen, target = batch
+        fake = np.sort(self.rng.choice(len(self.fake_pictures), c["batch_synthetic"], replace=False))
+        pictures = to_tensor(self.fake_pictures[fake])
+        shown = torch.cat((seen, pictures))
+        if self.size != shown.shape[2]:
+            shown = F.interpolate(shown, size=self.size, mode="area")
+        z = self.codec.analyse(shown)
+        n = len(seen)
+        losses = self.real_losses(index, seen, target, {k: v[:n] for k, v in z.items()})
+        styles = torch.from_numpy(np.array(self.fake_styles[fake]))
+        losses |= self.fake_losses(styles, {k: v[n:] for k, v in z.items()})
+        total = sum(
+            (c["losses"][name] * value for name, value in losses.items() if name in c["losses"]),
+            torch.zeros(()),
+        )
+        rate = self.learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["share"]
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.codec.parameters(), c["clip"])
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        keep = min(c["average"], (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.codec.state_dict().items():
+                if value.dtype.is_floating_point:
+                    self.average[name].lerp_(value, 1 - keep)
+        self.step += 1
+        result = {name: float(value.detach()) for name, value in losses.items()}
+        return result | {"total": float(total.detach()), "norm": float(norm), "lr": rate}
+
+    def run(self) -> None:
+        c = self.config
+        self.codec.train()
+        self.codec.trunk.backbone.eval()
+        batches = iter(Batches(256, c["batch"], seed=c["seed"] + self.step))
+        sums: dict[str, list[float]] = defaultdict(list)
+        last_save = last_log = time.monotonic()
+        with (self.folder / "log.jsonl").open("a") as log:
+            while self.step < c["steps"]:
+                begin = time.monotonic()
+                for name, value in self.train_step(next(batches)).items():
+                    sums[name].append(value)
+                now = time.monotonic()
+                self.seconds += now - begin
+                if self.step % c["log_every"] == 0:
+                    line: dict[str, Any] = {"step": self.step, "hours": self.seconds / 3600}
+                    line |= {name: round(float(np.mean(v)), 5) for name, v in sums.items()}
+                    line["lambda"] = {k: [round(float(x), 3) for x in v] for k, v in self.weights.ab.items()}
+                    line["s_per_step"] = round((now - last_log) / c["log_every"], 3)
+                    last_log = now
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                    sums.clear()
+                if now - last_save > 180 or self.step == c["steps"]:
+                    self.save()
+                    last_save = time.monotonic()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="start from this checkpoint's weights")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    trainer = Trainer(read_config(args.config))
+    trainer.resume(args.init)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Train the machine-task heads on the basic layer's symbols of a trained codec.
+
+    python -m training.train_heads --checkpoint ... --out heads.pt
+
+Targets come from teachers only (`training.teacher_cache`); labels of the face sets replace a
+teacher's age and gender where they are known. Inputs are degraded as cameras degrade them, and every
+rate occurs, so that confidence and face score learn when not to be sure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfic.networks.codec import FaceCodec
+from sfic.networks.heads import LANDMARKS, TaskHeads
+from training.codec_checkpoint import RATE_POSITIONS, load_codec, resize
+from training.codec_data import to_tensor
+from training.data import cache_dir, degrade_capture, picture_array, read_index
+
+# iBUG order after a horizontal flip of the picture.
+FLIP_68 = np.array(
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
+)
+
+
+@dataclass
+class Targets:
+    """Teachers' answers for pictures, one row each."""
+
+    embedding: Tensor  # [M, D] unit
+    age: Tensor  # [M] years / 50
+    gender: Tensor  # [M] probability of male
+    smile: Tensor  # [M] probability
+    pose: Tensor  # [M, 3] degrees / 30
+    landmarks: Tensor  # [M, 68, 2]
+    known: Tensor  # [M] landmarks and pose are known
+
+    @classmethod
+    def load(cls, split: str, projection: Tensor) -> Targets:
+        """Read the teacher cache; `projection`: [1024, D] of the identity teacher."""
+        rows = read_index(split)
+        with np.load(cache_dir() / "teachers" / f"{split}_targets.npz") as file:
+            t = {name: file[name] for name in file.files}
+        identity = dict(np.load(cache_dir() / f"identity-{split}.npz"))
+        embedding = F.normalize(torch.from_numpy(identity["embedding"]) @ projection, dim=1)
+        age, gender = identity["age"].copy(), identity["gender"].copy()
+        for i, row in enumerate(rows):
+            if row.fields["gender"] in ("male", "female"):
+                gender[i] = float(row.fields["gender"] == "male")
+            if row.fields["age"]:
+                age[i] = float(row.fields["age"])
+        return cls(
+            embedding,
+            torch.from_numpy(age).float() / 50,
+            torch.from_numpy(gender).float(),
+            torch.from_numpy(t["smile"]).float(),
+            torch.from_numpy(t["pose"]).float() / 30,
+            torch.from_numpy(t["landmarks68"]).float(),
+            torch.from_numpy(t["mesh_found"]).float(),
+        )
+
+    def at(self, index: npt.NDArray[np.int64], flipped: npt.NDArray[np.bool_]) -> Targets:
+        """Rows of `index`, mirrored where `flipped`."""
+        i = torch.from_numpy(index)
+        f = torch.from_numpy(flipped)
+        mirrored = self.landmarks[i][:, torch.from_numpy(FLIP_68)].clone()
+        mirrored[..., 0] = 1 - mirrored[..., 0]
+        landmarks = torch.where(f[:, None, None], mirrored, self.landmarks[i])
+        sign = torch.tensor([-1.0, 1.0, -1.0])
+        pose = torch.where(f[:, None], self.pose[i] * sign, self.pose[i])
+        return Targets(
+            self.embedding[i], self.age[i], self.gender[i], self.smile[i], pose, landmarks,
+            self.known[i],
+        )
+
+
+@torch.no_grad()
+def basic_latents(
+    codec: FaceCodec,
+    pictures: npt.NDArray[np.uint8],
+    size: int,
+    seed: int,
+    flip: bool,
+    degrade: bool,
+) -> Tensor:
+    """Unquantised basic latents [M, n] of all pictures, mirrored and degraded if asked."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for start in range(0, len(pictures), 32):
+        part = np.array(pictures[start : start + 32])
+        if flip:
+            part = np.ascontiguousarray(part[:, :, ::-1])
+        if degrade:
+            part = np.stack([degrade_capture(p, rng) for p in part])
+            if rng.random() < 0.25:  # far worse than any training input: what the score is for
+                small = int(rng.integers(12, 48))
+                part = np.stack(
+                    [
+                        cv2.resize(cv2.resize(p, (small, small), interpolation=cv2.INTER_AREA),
+                                   p.shape[:2], interpolation=cv2.INTER_CUBIC)
+                        for p in part
+                    ]
+                )
+        out.append(codec.analyse(resize(to_tensor(part), size))["basic"])
+    return torch.cat(out)
+
+
+def quantised(codec: FaceCodec, z: Tensor, rng: np.random.Generator) -> Tensor:
+    """Decoded latents at random rates."""
+    t = torch.from_numpy(RATE_POSITIONS[rng.integers(0, 9, len(z))]).float()
+    gain = codec.gains["basic"](t)
+    return torch.round(z * gain) / gain
+
+
+def laplace(error: Tensor, log_scale: Tensor) -> Tensor:
+    """Negative log likelihood under a Laplace law (without constant)."""
+    log_scale = log_scale.clamp(-8, 4)
+    return error * torch.exp(-log_scale) + log_scale
+
+
+def losses(out: dict[str, Tensor], want: Targets) -> dict[str, Tensor]:
+    """One loss for each task."""
+    cosine = (out["embedding"] * want.embedding).sum(dim=1)  # [N]
+    distance = (1 - cosine).detach()
+    points = (out["landmarks"] - want.landmarks).abs().mean(dim=(1, 2))
+    angle = (out["pose"][:, :3] - want.pose).abs().mean(dim=1)
+    trust = ((cosine.detach() - 0.3) / 0.5).clamp(0, 1)
+    return {
+        "identity": 4 * (1 - cosine).mean(),
+        "identity_error": 0.2 * (out["identity_error"] - distance.clamp_min(1e-3).log()).abs().mean(),
+        "age": 0.3 * laplace((out["age"][:, 0] - want.age).abs(), out["age"][:, 1]).mean(),
+        "gender": F.binary_cross_entropy_with_logits(out["gender"], want.gender.clamp(0.02, 0.98)),
+        "smile": F.binary_cross_entropy_with_logits(out["smile"], want.smile.clamp(0.02, 0.98)),
+        "pose": 0.3 * (laplace(angle, out["pose"][:, 3]) * want.known).mean(),
+        "landmarks": (
+            (20 * points + 0.1 * laplace(points.detach(), out["landmarks_error"])) * want.known
+        ).mean(),
+        "score": 0.3 * F.binary_cross_entropy_with_logits(out["score"], trust),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--input", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=9)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    codec = load_codec(args.checkpoint)
+    projection = torch.load(args.checkpoint, weights_only=True)["projection"]
+    targets = Targets.load("train", projection)
+    pictures = picture_array(read_index("train"), 256, "train")
+    variants = [(flip, degrade) for degrade in (False, True) for flip in (False, True)]
+    z = [
+        basic_latents(codec, pictures, args.input, args.seed + i, *variant)
+        for i, variant in enumerate(variants)
+    ]
+    heads = TaskHeads(codec.shape.basic, projection.shape[1])
+    found = targets.known > 0
+    heads.mean_landmarks.copy_(targets.landmarks[found].mean(dim=0))
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=args.steps)
+    heads.train()
+    begin = time.monotonic()
+    for step in range(args.steps):
+        index = rng.integers(0, len(pictures), 128)
+        which = rng.integers(0, len(variants), 128)
+        picked = torch.stack([z[w][i] for w, i in zip(which, index, strict=True)])
+        want = targets.at(index, np.array([variants[w][0] for w in which]))
+        parts = losses(heads.named(quantised(codec, picked, rng)), want)
+        optimiser.zero_grad()
+        sum(parts.values(), torch.zeros(())).backward()
+        optimiser.step()
+        schedule.step()
+        if step % 500 == 499:
+            line = {k: round(float(v), 4) for k, v in parts.items()}
+            print(json.dumps({"step": step + 1, "s": round(time.monotonic() - begin), **line}), flush=True)
+    heads.eval()
+    heads.save(args.out)
+    assert sorted(FLIP_68) == list(range(LANDMARKS))
+
+
+if __name__ == "__main__":
+    main()
