@@ -181,9 +181,9 @@ def convert(data: bytes, target: Target) -> onnx.ModelProto:
 
     pixels = graph.add("Cast", ["image"], to=TensorProto.FLOAT)  # [N, H, W, 3]
     if target.scale != 1.0:
-        pixels = graph.add("Mul", [pixels, graph.constant(np.float32(target.scale))])
+        pixels = graph.add("Mul", [pixels, graph.constant(np.array(target.scale, np.float32))])
     if target.offset != 0.0:
-        pixels = graph.add("Add", [pixels, graph.constant(np.float32(target.offset))])
+        pixels = graph.add("Add", [pixels, graph.constant(np.array(target.offset, np.float32))])
     names[subgraph.Inputs(0)] = graph.add("Transpose", [pixels], perm=[0, 3, 1, 2])
 
     for position in range(subgraph.OperatorsLength()):
