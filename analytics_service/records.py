@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analytics_service.search import IndexEntry
-from sfic.codec import Analysis
+from sfic.analysis import Analysis
 from sfic.errors import InvalidInput
 from sfic.v1 import analytics_pb2, common_pb2
 
@@ -43,7 +43,7 @@ class StoredResult:
 
     def message(self) -> analytics_pb2.FaceAnalysis:
         """The result as it is sent, embedding included."""
-        message = analytics_pb2.FaceAnalysis.FromString(self.analysis)
+        message: analytics_pb2.FaceAnalysis = analytics_pb2.FaceAnalysis.FromString(self.analysis)
         message.embedding.extend(self.vector().tolist())
         return message
 

@@ -17,7 +17,7 @@ from analytics_service.store import ResultStore
 from sfic.errors import InvalidInput, Unavailable
 from sfic.v1 import analytics_pb2
 
-__all__ = ["Announcer", "follow_results"]
+__all__ = ["Announcer", "first_cursor", "follow_results"]
 
 _PAGE = 256
 
@@ -56,13 +56,12 @@ async def follow_results(
     store: ResultStore,
     announcer: Announcer,
     request: analytics_pb2.SubscribeResultsRequest,
+    at: int,
 ) -> AsyncIterator[analytics_pb2.SubscribeResultsResponse]:
-    """Yields what a subscriber asked for, without end.
+    """Yields what a subscriber asked for behind the cursor `at`, without end.
 
-    Raises `InvalidInput` for a request that contradicts itself or names a cursor that was never
-    given, `Unavailable` when the service goes away.
+    Raises `Unavailable` when the service goes away.
     """
-    at = _start(request, announcer.newest)
     cameras: Collection[str] = frozenset(request.camera_ids)
     # Cursors are given without gaps, so a gap that a subscriber meets was made by retention.
     # One who starts from nothing has missed nothing.
@@ -88,7 +87,11 @@ async def follow_results(
     raise Unavailable("analytics is shutting down; subscribe again after the last cursor")
 
 
-def _start(request: analytics_pb2.SubscribeResultsRequest, newest: int) -> int:
+def first_cursor(request: analytics_pb2.SubscribeResultsRequest, newest: int) -> int:
+    """The cursor that a subscription starts behind.
+
+    Raises `InvalidInput` for a request that contradicts itself or names a cursor never given.
+    """
     if request.live_only:
         if request.after_cursor:
             raise InvalidInput("live_only and after_cursor exclude each other")

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from analytics_service.metrics import AnalyticsMetrics
 from analytics_service.records import StoredResult, index_entry
-from analytics_service.results import Announcer, follow_results
+from analytics_service.results import Announcer, first_cursor, follow_results
 from analytics_service.search import Bounds, FaceIndex, Filters
 from analytics_service.settings import AnalyticsSettings
 from analytics_service.store import ResultStore, Retention
@@ -72,9 +72,7 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         settings = self.settings
         loop = asyncio.get_running_loop()
         self._codec = await loop.run_in_executor(self._analysis, self._load_codec)
-        log.info(
-            "codec loaded", model_bundle=self._codec.model_bundle, provider=self._codec.provider
-        )
+        log.info("codec loaded", model_bundle=self._codec.model_bundle)
         self._index = FaceIndex()
         path = settings.database.expanduser()
         self._store = store = await asyncio.to_thread(ResultStore, path)
@@ -124,10 +122,16 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         request: analytics_pb2.SubscribeResultsRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[analytics_pb2.SubscribeResultsResponse]:
-        """See the contract."""
+        """Stream results; see the contract in `analytics.proto`.
+
+        The headers of the answer are sent when the start is fixed: what is kept after they have
+        arrived will be streamed.
+        """
         _check_unit("min_face_score", request.min_face_score)
+        at = first_cursor(request, self._announcer.newest)
+        await context.send_initial_metadata(())
         with self._metrics.subscribers.track_inprogress():
-            async for response in follow_results(self._store, self._announcer, request):
+            async for response in follow_results(self._store, self._announcer, request, at):
                 yield response
 
     async def SearchFaces(  # noqa: N802
@@ -135,7 +139,7 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         request: analytics_pb2.SearchFacesRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> analytics_pb2.SearchFacesResponse:
-        """See the contract."""
+        """Find faces; see the contract in `analytics.proto`."""
         filters, limit = _filters(request), request.limit or DEFAULT_LIMIT
         if limit > HIGHEST_LIMIT:
             raise InvalidInput(f"limit {limit}: at most {HIGHEST_LIMIT}")
@@ -189,6 +193,9 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
             settings.bundle, provider=settings.provider, threads=settings.threads
         )
         codec.warm_up("analyze")
+        if settings.provider == "cuda":
+            # Asking loads the generator, which analytics does not need: only to find out.
+            log.info("provider is there", provider=codec.provider)
         return codec
 
     async def _load_index(self) -> None:
@@ -284,7 +291,7 @@ def _nanoseconds(request: analytics_pb2.SearchFacesRequest, name: str) -> int | 
     if not request.HasField(name):
         return None
     time_field: timestamp_pb2.Timestamp = getattr(request, name)
-    nanoseconds = time_field.seconds * 10**9 + time_field.nanos
+    nanoseconds = int(time_field.seconds) * 10**9 + int(time_field.nanos)
     return max(-(2**63), min(nanoseconds, 2**63 - 1))
 
 

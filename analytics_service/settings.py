@@ -65,8 +65,9 @@ class AnalyticsSettings(ServiceSettings):
     )
     provider: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        title="What the networks run on",
-        description="cuda that is not there is an error, auto takes it when it is.",
+        title="Where the networks run",
+        description="Task heads are small and take the CPU; cuda that is not there is an error "
+        "all the same.",
     )
     threads: int = Field(
         0, ge=0, le=256, title="Threads of the networks", description="0: one for each core."

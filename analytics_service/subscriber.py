@@ -27,7 +27,8 @@ import structlog
 from analytics_service.metrics import AnalyticsMetrics
 from analytics_service.records import StoredResult, make_result
 from analytics_service.store import FailedFace, ResultStore
-from sfic.codec import Analysis, Codec
+from sfic.analysis import Analysis
+from sfic.codec import Codec
 from sfic.errors import InvalidInput, SficError, StorageError
 from sfic.service.client import Backoff, from_rpc_error, open_channel
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc

@@ -25,15 +25,15 @@ from cloud_decoder.cache import CachedFace
 from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerSource
 from cloud_decoder.metrics import DecoderMetrics
 from sfic.alignment import Placement, paste_back
-from sfic.codec import Codec, EncodedFace
+from sfic.codec import SIZES, Codec
 from sfic.errors import BundleMismatch, InvalidInput, SficError
-from sfic.layers import LAYERS, up_to
+from sfic.face import EncodedFace
+from sfic.layers import up_to
 from sfic.pictures import PictureLimits, read_picture
 from sfic.v1 import common_pb2, decoder_pb2
 
 __all__ = ["Painter", "Wanted", "read_request", "reconstruct"]
 
-SIZES = (128, 256, 512, 1024)
 MAX_PURPOSE = 200
 MAX_FACE_ID = 64
 _LEVELS = {number: name for name, number in LAYER_NUMBERS.items()}
@@ -73,7 +73,8 @@ def read_request(request: decoder_pb2.ReconstructRequest, limits: PictureLimits)
         raise InvalidInput(f"highest: no layer has the number {highest}", field="highest")
     size = request.size or SIZES[-1]
     if size not in SIZES:
-        raise InvalidInput(f"size {size}: must be one of {', '.join(map(str, SIZES))}", field="size")
+        choice = ", ".join(map(str, SIZES))
+        raise InvalidInput(f"size {size}: must be one of {choice}", field="size")
     picture_format = request.format or decoder_pb2.PICTURE_FORMAT_PNG
     if picture_format not in decoder_pb2.PictureFormat.values():
         raise InvalidInput(f"format: no format has the number {picture_format}", field="format")
@@ -112,8 +113,8 @@ class Painter:
         """
         start = time.perf_counter()
         self._metrics.wait_seconds.observe(start - asked)
-        packets = [face.layers[name] if name in up_to(level) else None for name in LAYERS]
-        encoded = EncodedFace(packets[0] or b"", *packets[1:])
+        packets = {name: face.layers[name] for name in up_to(level)}
+        encoded = EncodedFace(packets["basic"], packets.get("middle"), packets.get("enhanced"))
         pixels = self.codec.decode(encoded, layers=level, size=wanted.size)  # [size, size, 3]
         done = time.perf_counter()
         self._metrics.synthesis_seconds.labels(level, wanted.size).observe(done - start)

@@ -147,7 +147,7 @@ def run(settings: DecoderSettings) -> None:
 
 
 def _name(level: int) -> str:
-    return common_pb2.Layer.Name(level).removeprefix("LAYER_").lower()
+    return str(common_pb2.Layer.Name(level)).removeprefix("LAYER_").lower()
 
 
 def _version() -> str:
