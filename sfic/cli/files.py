@@ -89,11 +89,12 @@ def encode(
         raise InvalidInput("--rate and --target-bytes exclude each other")
     if effort >= 2 and find_spec("torch") is None:
         raise MissingExtra(f"--effort {effort} needs torch: pip install 'sfic[train]'")
-    from sfic.codec import Codec
     from sfic.container import write_container
     from sfic.pictures import read_picture
 
     pixels = read_picture(picture)
+    from sfic.codec import Codec
+
     codec = Codec.load(provider=provider.value)
     options: dict[str, Any] = {
         "rate": 5 if rate is None else rate,
@@ -173,10 +174,11 @@ def analyze(
     provider: _Provider = Provider.auto,
 ) -> None:
     """Machine-task results of each face, read from its basic layer alone."""
-    from sfic.codec import Codec
     from sfic.container import read_container
 
     faces = read_container(file)
+    from sfic.codec import Codec
+
     codec = Codec.load(provider=provider.value)
     results = [codec.analyze(face.basic) for face in faces]
     if as_json:
