@@ -53,20 +53,26 @@ def serve(
             )
         _serve_all(config)
     elif service is ServiceName.edge:
-        from edge_encoder.service import run as run_edge
         from edge_encoder.settings import EdgeSettings
 
-        run_edge(EdgeSettings.load(context.args, config=config))
+        edge = EdgeSettings.load(context.args, config=config)
+        from edge_encoder.service import run as run_edge
+
+        run_edge(edge)
     elif service is ServiceName.analytics:
-        from analytics_service.service import run as run_analytics
         from analytics_service.settings import AnalyticsSettings
 
-        run_analytics(AnalyticsSettings.load(context.args, config=config))
+        analytics = AnalyticsSettings.load(context.args, config=config)
+        from analytics_service.service import run as run_analytics
+
+        run_analytics(analytics)
     else:
-        from cloud_decoder.service import run as run_decoder
         from cloud_decoder.settings import DecoderSettings
 
-        run_decoder(DecoderSettings.load(context.args, config=config))
+        decoder = DecoderSettings.load(context.args, config=config)
+        from cloud_decoder.service import run as run_decoder
+
+        run_decoder(decoder)
 
 
 def _serve_all(config: Path | None) -> None:
