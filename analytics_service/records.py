@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from analytics_service.search import IndexEntry
 from sfic.analysis import Analysis
-from sfic.errors import InvalidInput
+from sfic.errors import BundleMismatch, InvalidInput
 from sfic.v1 import analytics_pb2, common_pb2
 
 __all__ = ["StoredResult", "index_entry", "make_result"]
@@ -48,12 +48,21 @@ class StoredResult:
         return message
 
 
-def make_result(face: common_pb2.FaceInfo, analysis: Analysis) -> StoredResult:
-    """A new result, made now and not kept yet.
+def make_result(
+    face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str
+) -> StoredResult:
+    """A new result, made now with `model_bundle` and not kept yet.
 
-    Raises `InvalidInput` for a capture time that no clock shows.
+    Raises `BundleMismatch` for a face of another bundle whose packet was decoded only because the
+    two bytes of the bundle's hash in it agree, `InvalidInput` for a capture time that no clock
+    shows.
     """
     now = time.time_ns()
+    if face.model_bundle != model_bundle:
+        raise BundleMismatch(
+            f"face was coded with model bundle {face.model_bundle}, the one loaded is"
+            f" {model_bundle}"
+        )
     if not 0 <= face.capture_time.seconds < _LAST_SECOND:
         raise InvalidInput(f"capture time of {face.capture_time.seconds} s is out of range")
     message = analytics_pb2.FaceAnalysis(

@@ -172,7 +172,7 @@ class Worker:
             try:
                 if isinstance(outcome, SficError):
                     raise outcome
-                results.append(make_result(arrival.face, outcome))
+                results.append(make_result(arrival.face, outcome, self._codec.model_bundle))
             except SficError as error:
                 failures.append(_failed(arrival, error))
         # A later face of the same edge comes later in the batch, so the last cursor wins.

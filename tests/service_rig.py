@@ -1,4 +1,4 @@
-"""What the tests of the services share: a real edge with faces in it, and a proxy that records.
+"""What tests of analytics and decoder share: a real edge with faces in it, a proxy that records.
 
 Everything runs over real gRPC on loopback with the real codec; nothing here stands in for a part of
 the product.
@@ -19,25 +19,28 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from services_util import REPOSITORY, codec, edge_settings, running
 
 from edge_encoder.service import EdgeService
-from edge_encoder.settings import EdgeSettings
 from edge_encoder.store import FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
-from sfic.codec import Codec
 from sfic.face import EncodedFace
 from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
 from sfic.service.server import ServiceServer
-from sfic.v1 import common_pb2, edge_pb2
+from sfic.v1 import common_pb2
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@functools.cache
-def codec() -> Codec:
-    """The real codec, loaded once for all tests of the services."""
-    return Codec.load(provider="cpu", threads=1)
+__all__ = [
+    "Edge",
+    "RecordingProxy",
+    "codec",
+    "encoded_faces",
+    "eventually",
+    "other_bundle",
+    "running_edge",
+    "spoilt",
+    "start_process",
+]
 
 
 @functools.cache
@@ -112,10 +115,9 @@ class Edge:
 @asynccontextmanager
 async def running_edge(folder: Path, **settings: object) -> AsyncIterator[Edge]:
     """A real edge on a free port."""
-    values = {"listen": "127.0.0.1:0", "metrics_listen": "", "data_dir": folder, "workers": 1}
-    made = EdgeSettings.make(**{**values, **settings})
+    made = edge_settings(folder, **{"workers": 1, **settings})
     service = EdgeService(made, codec())
-    async with ServiceServer(service, made) as server:
+    async with running(service, made) as server:
         yield Edge(service, server)
 
 
@@ -153,7 +155,7 @@ def start_process(
     with open(log or os.devnull, "ab") as sink:
         return subprocess.Popen(
             [sys.executable, "-m", module, "--log-format=json", *arguments],
-            cwd=ROOT,
+            cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
@@ -197,8 +199,3 @@ class RecordingProxy:
             pass
         finally:
             writer.close()
-
-
-def frame_of(picture: bytes, camera_id: str = "camera-1") -> edge_pb2.StreamFramesRequest:
-    """A message with one compressed picture, as a camera sends it."""
-    return edge_pb2.StreamFramesRequest(camera_id=camera_id, encoded=picture)

@@ -14,7 +14,8 @@ import cv2
 import grpc
 import numpy as np
 import pytest
-from service_rig import ROOT, codec, encoded_faces, eventually, running_edge
+from service_rig import codec, encoded_faces, eventually, running_edge
+from services_util import REPOSITORY, running
 
 from cloud_decoder.cache import LayerCache
 from cloud_decoder.service import DecoderService
@@ -34,7 +35,6 @@ from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
 from sfic.processes import free_address
 from sfic.service.client import from_rpc_error, open_channel, sfic_errors
-from sfic.service.server import ServiceServer
 from sfic.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc
 
 BASIC, MIDDLE, ENHANCED = common_pb2.LAYER_BASIC, common_pb2.LAYER_MIDDLE, common_pb2.LAYER_ENHANCED
@@ -84,7 +84,7 @@ async def running_decoder(edge: str, **settings: object) -> AsyncIterator[Decode
     )
     service = DecoderService(made, codec())
     async with (
-        ServiceServer(service, made) as server,
+        running(service, made) as server,
         open_channel(server.address, retry=False) as channel,
     ):
         yield Decoder(service, channel)
@@ -355,7 +355,7 @@ def test_a_gpu_that_is_asked_for_and_absent_stops_the_service() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "cloud_decoder", "--provider=cuda", "--listen=127.0.0.1:0"]
         + ["--metrics-listen="],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         capture_output=True,
         timeout=120,
     )
