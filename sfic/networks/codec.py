@@ -106,7 +106,7 @@ class Trunk(nn.Module):
         parts = []
         for feature, squeeze, grid in zip(maps, self.squeeze, self.grids, strict=True):
             parts.append(feature.mean(dim=(2, 3)))  # [N, C]
-            small = F.adaptive_avg_pool2d(feature, grid)  # [N, C, g, g]
+            small = F.avg_pool2d(feature, int(feature.shape[2]) // grid)  # [N, C, g, g]
             parts.append(squeeze(small).flatten(1))  # [N, s g g]
         h = F.gelu(self.project(self.norm(torch.cat(parts, dim=1))))  # [N, hidden]
         return h + self.mix(h)

@@ -1,0 +1,84 @@
+"""The StyleGAN prior as it is served: styles to pictures, in ONNX Runtime.
+
+Two graphs: `generator_low.onnx` goes from the styles to the features at 32x32, `generator_high.onnx`
+from there to a picture of any size, so that a decoded correction can be added in between. The same
+network in torch is `sfic.networks.generator`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sfic.errors import InvalidInput
+from sfic.runtime import make_session
+
+__all__ = ["OUTPUT_SIZES", "OnnxGenerator"]
+
+FloatArray = npt.NDArray[np.float32]
+
+OUTPUT_SIZES: Final = (64, 128, 256, 512, 1024)
+
+
+class OnnxGenerator:
+    """Synthesis with one execution provider."""
+
+    def __init__(
+        self, low: Path, high: Path, *, provider: str = "auto", threads: int = 0
+    ) -> None:
+        """Load both graphs; errors as in `sfic.runtime.make_session`."""
+        self._low = make_session(low, provider, threads)
+        self._high = make_session(high, provider, threads)
+        self._styles = tuple(self._low.get_inputs()[0].shape[1:])
+        self._ort: Any = __import__("onnxruntime")
+
+    @property
+    def provider(self) -> str:
+        """The execution provider in use."""
+        name: str = self._high.get_providers()[0]
+        return name
+
+    def features(self, styles: FloatArray) -> FloatArray:
+        """styles: float32 [N, 16, 512] -> features [N, C, 32, 32]."""
+        if styles.ndim != 3 or styles.shape[1:] != self._styles or styles.dtype != np.float32:
+            raise InvalidInput(
+                f"styles are float32 [N, {self._styles[0]}, {self._styles[1]}], "
+                f"not {styles.dtype} {styles.shape}"
+            )
+        features: FloatArray = self._low.run(["features"], {"styles": styles})[0]
+        return features
+
+    def image(self, styles: FloatArray, features: FloatArray, size: int) -> FloatArray:
+        """styles and 32x32 features -> image [N, 3, size, size], about [-1, 1]."""
+        if size not in OUTPUT_SIZES:
+            raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, OUTPUT_SIZES))}")
+        options = self._ort.RunOptions()
+        # Without this, a preview would pay for the 1024x1024 image.
+        options.only_execute_path_to_fetches = True
+        inputs = {"styles": styles, "features": features}
+        image: FloatArray = self._high.run([f"image_{size}"], inputs, options)[0]
+        return image
+
+    def preview(self, styles: FloatArray, size: int) -> FloatArray:
+        """styles -> image [N, 3, size, size] without a correction."""
+        return self.image(styles, self.features(styles), size)
+
+    def synthesise(
+        self, styles: FloatArray, correction: FloatArray | None, size: int
+    ) -> npt.NDArray[np.uint8]:
+        """Pictures of faces: RGB uint8 [N, size, size, 3].
+
+        `styles`: float32 [N, 16, 512]; `correction`: float32 [N, C, 32, 32], added to the features,
+        or None; `size`: one of OUTPUT_SIZES. Raises InvalidInput on other shapes or sizes.
+        """
+        features = self.features(styles)
+        if correction is not None:
+            if correction.shape != features.shape:
+                raise InvalidInput(f"a correction is {features.shape}, not {correction.shape}")
+            features = features + correction
+        image = self.image(styles, features, size)
+        rgb = np.rint(np.clip(image, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
+        return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))

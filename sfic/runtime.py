@@ -1,0 +1,69 @@
+"""ONNX Runtime sessions: which execution provider they run on, and with how many threads.
+
+What belongs here: creating sessions and naming what is there. What a network computes belongs to
+the module that runs it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from sfic.errors import BundleError, MissingExtra, ProviderUnavailable
+
+__all__ = ["CPU", "CUDA", "PROVIDERS", "choose_provider", "make_session"]
+
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+PROVIDERS: Final = ("auto", "cpu", "cuda")
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra(
+            "onnxruntime is not installed: install sfic with the extra 'cpu' or 'gpu'"
+        ) from error
+    return onnxruntime
+
+
+def choose_provider(wanted: str) -> str:
+    """The execution provider for "auto", "cpu" or "cuda".
+
+    Raises ProviderUnavailable when "cuda" is asked for and is not there; "auto" takes it when it is.
+    """
+    if wanted not in PROVIDERS:
+        raise ProviderUnavailable(f"unknown provider {wanted!r}: one of {', '.join(PROVIDERS)}")
+    there = CUDA in _onnxruntime().get_available_providers()
+    if wanted == "cuda" and not there:
+        raise ProviderUnavailable(
+            "CUDA was asked for, but this ONNX Runtime has no CUDA provider: "
+            "install the extra 'gpu' in place of 'cpu'"
+        )
+    return CUDA if there and wanted != "cpu" else CPU
+
+
+def make_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
+    """An ONNX Runtime InferenceSession of the network in `path`.
+
+    `provider`: "auto", "cpu" or "cuda". `threads`: threads of one run, 0: all cores. Raises
+    BundleError when the file cannot be loaded, ProviderUnavailable when the GPU was asked for and
+    the session does not get it.
+    """
+    ort = _onnxruntime()
+    chosen = choose_provider(provider)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads would take the cores from the other services of a small edge box.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = [CPU] if chosen == CPU else [CUDA, CPU]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise BundleError(f"cannot load {path}: {error}") from error
+    if provider == "cuda" and session.get_providers()[0] != CUDA:
+        raise ProviderUnavailable("CUDA was asked for, but ONNX Runtime could not start it")
+    return session
