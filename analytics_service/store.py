@@ -61,7 +61,10 @@ class FailedFace:
 
 @dataclass(frozen=True)
 class Retention:
-    """What may stay: results made at or after `oldest` (Unix ns), the newest `max_results`."""
+    """What may stay: the newest `max_results`, and of them those made since `oldest` (Unix ns).
+
+    The same holds for faces that could not be read.
+    """
 
     oldest: int
     max_results: int
@@ -181,7 +184,11 @@ class ResultStore:
         """Deletes what may not stay; returns the cursors of the results deleted."""
 
         def work(connection: sqlite3.Connection) -> list[int]:
-            connection.execute("DELETE FROM failures WHERE happened < ?", (retention.oldest,))
+            connection.execute(
+                "DELETE FROM failures WHERE happened < ? OR rowid <="
+                " (SELECT rowid FROM failures ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
+                (retention.oldest, retention.max_results),
+            )
             rows = connection.execute(
                 "DELETE FROM results WHERE analysed < ? OR cursor <="
                 " (SELECT cursor FROM results ORDER BY cursor DESC LIMIT 1 OFFSET ?)"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -174,7 +175,11 @@ class Worker:
                     raise outcome
                 results.append(make_result(arrival.face, outcome, self._codec.model_bundle))
             except SficError as error:
-                failures.append(_failed(arrival, error))
+                face_id = arrival.face.face_id
+                failures.append(
+                    FailedFace(face_id, arrival.edge, error.code, error.message, time.time_ns())
+                )
+        _log_failures(failures)
         # A later face of the same edge comes later in the batch, so the last cursor wins.
         new = await self._commit(results, failures, {a.edge: a.cursor for a in batch})
         self._count(batch, failures, new)
@@ -213,13 +218,16 @@ class Worker:
                 self._metrics.lag_seconds.observe(max(0.0, now - captured))
 
 
-def _failed(arrival: Arrival, error: SficError) -> FailedFace:
-    face_id = arrival.face.face_id
-    log.warning(
-        "face not readable",
-        edge=arrival.edge,
-        face_id=face_id,
-        code=error.code,
-        reason=error.message,
-    )
-    return FailedFace(face_id, arrival.edge, error.code, error.message, time.time_ns())
+def _log_failures(failures: Sequence[FailedFace]) -> None:
+    """One line for each kind of failure in a batch: an edge with another bundle fails for ever."""
+    kinds = Counter((failure.edge, failure.code) for failure in failures)
+    for (edge, code), faces in kinds.items():
+        example = next(f for f in failures if (f.edge, f.code) == (edge, code))
+        log.warning(
+            "faces not readable",
+            edge=edge,
+            code=code,
+            faces=faces,
+            first_face_id=example.face_id,
+            reason=example.message,
+        )

@@ -29,7 +29,7 @@ from services_util import running
 from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry
 from analytics_service.service import AnalyticsService
 from analytics_service.settings import AnalyticsSettings
-from analytics_service.store import ResultStore, Retention
+from analytics_service.store import FailedFace, ResultStore, Retention
 from sfic.errors import ConfigError, FaceNotKept, InvalidInput, SficError, StorageError
 from sfic.processes import free_address
 from sfic.service.client import from_rpc_error, open_channel, sfic_errors
@@ -105,10 +105,10 @@ async def test_result_is_what_the_codec_says_of_the_basic_layer(tmp_path: Path) 
     assert analysis.face.face_score == 0.75
     np.testing.assert_allclose(analysis.embedding, said.embedding, atol=1e-6)
     assert np.linalg.norm(analysis.embedding) == pytest.approx(1.0, abs=1e-4)
-    assert analysis.age.value == pytest.approx(said.age.value, rel=1e-5)
-    assert analysis.gender.value == pytest.approx(said.gender.value, rel=1e-5)
-    assert analysis.smile.confidence == pytest.approx(said.smile.confidence, rel=1e-5)
-    assert analysis.yaw.value == pytest.approx(said.pose.yaw, rel=1e-5)
+    assert analysis.age.value == pytest.approx(said.age.value, rel=1e-4)
+    assert analysis.gender.value == pytest.approx(said.gender.value, rel=1e-4)
+    assert analysis.smile.confidence == pytest.approx(said.smile.confidence, rel=1e-4)
+    assert analysis.yaw.value == pytest.approx(said.pose.yaw, rel=1e-4)
     np.testing.assert_allclose(
         np.reshape(analysis.landmarks, (68, 2)), said.landmarks, atol=1e-6
     )
@@ -191,7 +191,7 @@ async def test_live_results_follow_the_kept_ones_without_a_seam(tmp_path: Path) 
     faces = encoded_faces()
     async with (
         running_edge(tmp_path / "edge") as edge,
-        running_analytics(tmp_path, edge.address, batch_faces=3) as (_, stub),
+        running_analytics(tmp_path, edge.address, batch_faces=3, queue_faces=4) as (_, stub),
     ):
         reading = [asyncio.ensure_future(read_results(stub, 120)) for _ in range(3)]
         sent: list[str] = []
@@ -326,8 +326,9 @@ async def test_search_by_face_and_by_packet_is_exact(tmp_path: Path) -> None:
             )
             assert found.hits[0].analysis.face.face_id == sent[1]
             assert found.hits[0].similarity == pytest.approx(1.0, abs=1e-5)
+        between = (1.0 + sorted(expected)[-2]) / 2
         close = await stub.SearchFaces(
-            analytics_pb2.SearchFacesRequest(face_id=sent[1], min_similarity=0.9999)
+            analytics_pb2.SearchFacesRequest(face_id=sent[1], min_similarity=between)
         )
         assert [hit.analysis.face.face_id for hit in close.hits] == [sent[1]]
         with pytest.raises(FaceNotKept), sfic_errors():
@@ -437,7 +438,12 @@ async def test_store_keeps_all_or_nothing(tmp_path: Path) -> None:
         assert await store.commit([result], [], {"edge": 8}) == []
         (second,) = await store.commit([replace(result, face_id="third")], [], {"edge": 9})
         assert second.cursor == 2, "refused rows must leave no gap"
+        failed = [FailedFace(str(k), "edge", "PACKET", "", time.time_ns()) for k in range(5)]
+        await store.commit([], failed, {})
+        assert await store.prune(Retention(oldest=0, max_results=2)) == []
+        assert [failure.face_id for failure in await store.failures()] == ["3", "4"]
         assert await store.prune(Retention(oldest=time.time_ns(), max_results=10)) == [1, 2]
+        assert await store.failures() == []
         assert await store.newest_cursor() == 2
     finally:
         store.close()
