@@ -111,6 +111,7 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         room: asyncio.Semaphore,
     ) -> None:
         camera_id, last_number = "", -1
+        receipt: asyncio.Task[Receipt] | None = None
         stopped = asyncio.ensure_future(self._stopping.wait())
         try:
             while True:
@@ -123,15 +124,21 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
                 camera_id = camera_id or _check_camera_id(frame.camera_id)
                 fault = _stream_fault(frame, camera_id, last_number)
                 last_number = max(last_number, frame.frame_number)
-                receipts.put_nowait(
-                    asyncio.ensure_future(self._receipt(frame, camera_id, received, fault))
+                receipt = asyncio.ensure_future(
+                    self._receipt(frame, camera_id, received, fault, receipt)
                 )
+                receipts.put_nowait(receipt)
         finally:
             stopped.cancel()
             receipts.put_nowait(None)
 
     async def _receipt(
-        self, frame: Frame, camera_id: str, received: float, fault: SficError | None
+        self,
+        frame: Frame,
+        camera_id: str,
+        received: float,
+        fault: SficError | None,
+        before: asyncio.Task[Receipt] | None,
     ) -> Receipt:
         receipt = Receipt(frame_number=frame.frame_number)
         try:
@@ -139,7 +146,7 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
                 raise fault
             async with self._in_flight:
                 with self._metrics.frames_in_flight.track_inprogress():
-                    outcome = await self._keep(frame, camera_id, receipt)
+                    outcome = await self._keep(frame, camera_id, receipt, before)
         except Exception as error:
             if not isinstance(error, SficError):
                 log.error("frame failed", camera_id=camera_id, exc_info=error)
@@ -152,17 +159,28 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         receipt.edge_ms = seconds * 1000
         return receipt
 
-    async def _keep(self, frame: Frame, camera_id: str, receipt: Receipt) -> str:
-        """Encode and store one frame, fill its receipt, and return what became of it."""
+    async def _keep(
+        self,
+        frame: Frame,
+        camera_id: str,
+        receipt: Receipt,
+        before: asyncio.Task[Receipt] | None,
+    ) -> str:
+        """Encode and store one frame, fill its receipt, and return what became of it.
+
+        Storing waits for the frame `before`, so that the log has a camera's faces in order.
+        """
         self._check_frame(frame)
         captured_ns, key = _capture_time(frame, camera_id)
-        if before := await self._store.find_frame(key):
-            receipt.faces.extend(before)
+        if known := await self._store.find_frame(key):
+            receipt.faces.extend(known)
             return "repeated"
         found = await asyncio.get_running_loop().run_in_executor(self._pool, self._encode, frame)
         kept = [face for face in found if face.face_score >= self._settings.min_face_score]
         receipt.faces_below_gate = len(found) - len(kept)
         self._metrics.faces.labels("below_gate").inc(receipt.faces_below_gate)
+        if before is not None:
+            await asyncio.wait([before])
         infos = await self._store.add_frame(
             key,
             [
@@ -251,7 +269,7 @@ def _check_camera_id(camera_id: str) -> str:
         raise InvalidInput(
             "camera_id: required in the first message of a stream", field="camera_id"
         )
-    if not _NAME.match(camera_id):
+    if not _NAME.fullmatch(camera_id):
         raise InvalidInput("camera_id: must be 1..64 of A-Z a-z 0-9 . _ -", field="camera_id")
     return camera_id
 

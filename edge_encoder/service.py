@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
+import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -60,6 +61,10 @@ class EdgeService:
                 Codec.load, settings.bundle, provider=settings.provider, threads=settings.threads
             )
         await asyncio.to_thread(codec.warm_up, "encode")
+        if settings.effort:
+            # A bundle that cannot do it must say so now, not with every frame.
+            blank = np.zeros((256, 256, 3), np.uint8)
+            await asyncio.to_thread(codec.encode, blank, settings.rate, settings.effort)
         self._ingest = EdgeIngest(codec, store, settings, self._metrics, self._pool, self._stopping)
         self._feed = BasicLayerFeed(
             store, self._metrics, self._stopping, max_subscribers=settings.max_subscribers

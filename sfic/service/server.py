@@ -103,6 +103,9 @@ class ServiceServer:
             self._register()
             await self._server.start()
         except BaseException:
+            # gRPC lets go of the ports only of a server that has run.
+            with contextlib.suppress(Exception):
+                await self._server.start()
             await self._server.stop(0)
             with contextlib.suppress(Exception):
                 await service.close()
