@@ -4,12 +4,12 @@ Over 100,000 changed packets of 60 faces. A face is coded as the codec does it: 
 tables of the second part and of higher layers chosen by what was decoded before, means and scales
 spread as a trained model's are (most symbols nearly certain, some not, a few outliers).
 
-Three gates stand in a row: header, canonical payload (the decoded symbols have to code to the same
-bytes again), CRC-16 over symbols. A payload that spells the same symbols in other bytes is an
-error, found by the second. How many packets with other symbols pass the third by chance is binomial
-with p = 2**-16: the expected number of slips is (those that reach it) / 65,536. The test counts that
-no more came through than chance explains (at a probability of one in a million), and asks the same of
-the CRC alone, on every packet that decodes to other symbols, canonical or not.
+Three gates stand in a row: header, canonical payload (the decoded symbols have to code to the
+same bytes again), CRC-16 over symbols. A payload that spells the same symbols in other bytes is
+an error, found by the second. How many packets with other symbols pass the third by chance is
+binomial with p = 2**-16: the expected number of slips is (those that reach it) / 65,536. The test
+counts that no more came through than chance explains (at a probability of one in a million), and
+asks the same of the CRC alone, on every packet that decodes to other symbols, canonical or not.
 """
 
 from __future__ import annotations
