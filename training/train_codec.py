@@ -31,7 +31,7 @@ from training.data import cache_dir
 from training.settings import read_config
 from training.teachers import Box, Faceres, crop_and_resize
 
-BYTES_LOW = {"basic": 40.0, "middle": 10.0, "enhanced": 10.0}
+BYTES_LOW = {"basic": 35.0, "middle": 10.0, "enhanced": 15.0}
 BYTES_HIGH = {"basic": 130.0, "middle": 230.0, "enhanced": 950.0}
 
 
@@ -60,7 +60,8 @@ class RateWeights:
         error = (bits / target_bits(layer, t)).log().clamp(-2, 2)
         step = torch.stack((error.mean(), (error * (t - 0.5)).mean() * 4))
         self.ab[layer] += self.step * step
-        self.ab[layer].clamp_(-9, 4)
+        # Where more bits buy nothing, or fewer would cost everything, the budget is not the law.
+        self.ab[layer].clamp_(torch.tensor([-4.0, -4.0]), torch.tensor([0.0, 0.0]))
 
 
 def half() -> torch.autocast:
