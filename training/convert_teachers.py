@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfic.networks.efficientnet import from_published
+from training.data import cache_dir
 from training.faceapi import AgeGenderNet, DenseFaceNet, load_faceapi, read_faceapi
-from training.packages import EFFICIENTNET, FACE_API, HUMAN, cache_dir
+from training.packages import EFFICIENTNET, FACE_API, HUMAN
 from training.teachers import faceres_state
 from training.tfjs import read_graph_model
 

@@ -7,7 +7,6 @@ is read from a package. Everything goes under `SFIC_CACHE` (default `~/.cache/sf
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tarfile
@@ -15,10 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-
-def cache_dir() -> Path:
-    """Where downloads and large built weights go."""
-    return Path(os.environ.get("SFIC_CACHE", Path.home() / ".cache" / "sfic"))
+from training.data import cache_dir
 
 
 @dataclass(frozen=True)
