@@ -11,7 +11,8 @@ runs the exported ONNX graphs.
                   +--> z_spatial (enhanced, 16x16) --> correction of the 32x32 features --> picture
 
 Every z is scaled by a learned gain that depends on the rate, rounded to integer symbols, and scaled
-back. Sizes are ours (the paper's were not at hand).
+back. Numbers here and in shape comments are those of the built-in generator; another one's follow
+from its `CodecShape`. Sizes are ours (the paper's were not at hand).
 """
 
 from __future__ import annotations
@@ -24,28 +25,89 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfic.errors import InvalidInput
+from sfic.layers import LAYERS, Layer
 from sfic.networks.efficientnet import EfficientNetLite0
+from sfic.networks.prior import StylePrior, output_sizes
 
-LAYERS = ("basic", "middle", "enhanced")
-MIDDLE_STYLES = slice(3, 7)
-ENHANCED_STYLES = slice(7, 16)
+CORRECTED = 32
+_BUILT_IN_LAYERS: tuple[Layer, ...] = (
+    *("basic",) * 3,
+    *("middle",) * 4,
+    *("enhanced",) * 9,
+)
 
 
 @dataclass(frozen=True)
 class CodecShape:
-    """Sizes of the codec; stored with the weights."""
+    """Sizes of the codec; stored with the weights. Defaults: the built-in generator's codec.
 
-    styles: int = 16
+    From the generator (see `for_generator`): `layer_of_style`, the layer that corrects each style;
+    `style_dim`; side and channels of the features that the spatial code corrects; `sizes`, the sides
+    of the pictures it makes. Free: the principal components kept of a style vector, the number of
+    symbols of each layer, channels of the spatial code, width of the trunk, size of the embedding.
+    """
+
+    layer_of_style: tuple[Layer, ...] = _BUILT_IN_LAYERS
+    style_dim: int = 512
+    feature_size: int = CORRECTED
+    feature_channels: int = 512
+    sizes: tuple[int, ...] = (128, 256, 512, 1024)
     components: int = 256
     basic: int = 192
     middle: int = 192
     enhanced: int = 128
     spatial_channels: int = 8
-    spatial_size: int = 16
-    feature_channels: int = 512
-    feature_size: int = 32
     hidden: int = 768
     embedding: int = 128
+
+    def __post_init__(self) -> None:
+        """Raise InvalidInput when the styles are not basic, then middle, then enhanced."""
+        ranks = [LAYERS.index(layer) for layer in self.layer_of_style]
+        if ranks != sorted(ranks) or set(ranks) != set(range(len(LAYERS))):
+            raise InvalidInput(
+                "a generator needs basic, middle and enhanced styles in this order "
+                f"(64x64 pixels or more), not {', '.join(self.layer_of_style)}"
+            )
+        if not 0 < self.components <= self.style_dim:
+            raise InvalidInput(f"components {self.components} is not in 1..{self.style_dim}")
+
+    @classmethod
+    def for_generator(cls, generator: StylePrior, **free: int) -> CodecShape:
+        """The shape for a generator; `free`: the sizes that do not follow from it."""
+        return cls(
+            layer_of_style=tuple(generator.layer_of_style),
+            style_dim=generator.style_dim,
+            feature_size=CORRECTED,
+            feature_channels=generator.channels[CORRECTED],
+            sizes=output_sizes(generator.resolution),
+            **free,
+        )
+
+    @property
+    def styles(self) -> int:
+        """Number of styles."""
+        return len(self.layer_of_style)
+
+    @property
+    def spatial_size(self) -> int:
+        """Side of the spatial code: half of the features'."""
+        return self.feature_size // 2
+
+    @property
+    def preview(self) -> int:
+        """Side of the style-only preview that the spatial code is made from."""
+        return 2 * self.feature_size
+
+    def styles_of(self, layer: Layer) -> slice:
+        """Indices of the styles that a layer corrects."""
+        first = self.layer_of_style.index(layer)
+        return slice(first, first + self.layer_of_style.count(layer))
+
+    def pads(self, layer: Layer) -> tuple[int, int, int, int]:
+        """Padding that puts a layer's coefficients [N, n, K] in their place among [N, styles, K]."""
+        own = self.styles_of(layer)
+        return (0, 0, own.start, self.styles - own.stop)
 
 
 class Whitening(nn.Module):
@@ -55,7 +117,7 @@ class Whitening(nn.Module):
     component analysis of p whitens it, so that the likelihood of a latent is a plain norm.
     """
 
-    def __init__(self, components: int, dim: int = 512) -> None:
+    def __init__(self, components: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.zeros(components, dim))
@@ -274,7 +336,7 @@ class FaceCodec(nn.Module):
     def __init__(self, shape: CodecShape | None = None) -> None:
         super().__init__()
         self.shape = s = shape or CodecShape()
-        self.whitening = Whitening(s.components)
+        self.whitening = Whitening(s.components, s.style_dim)
         self.trunk = Trunk(s.hidden)
         self.to_latents = nn.Linear(s.hidden, s.basic + s.middle + s.enhanced)
         sizes = {"basic": s.basic, "middle": s.middle, "enhanced": s.enhanced}
@@ -291,8 +353,11 @@ class FaceCodec(nn.Module):
         self.spatial_base = nn.Parameter(torch.full((cells,), -1.5))
         self.spatial_slope = nn.Parameter(torch.zeros(cells))
         self.from_basic = StyleSynthesis(s.basic, s.styles, s.components, 1024)
-        self.from_middle = StyleSynthesis(s.basic + s.middle, 4, s.components, 512)
-        self.from_enhanced = StyleSynthesis(s.basic + s.middle + s.enhanced, 9, s.components, 512)
+        middles, others = (s.layer_of_style.count(name) for name in LAYERS[1:])
+        self.from_middle = StyleSynthesis(s.basic + s.middle, middles, s.components, 512)
+        self.from_enhanced = StyleSynthesis(
+            s.basic + s.middle + s.enhanced, others, s.components, 512
+        )
         self.spatial_analysis = SpatialAnalysis(s.spatial_channels)
         self.spatial_synthesis = SpatialSynthesis(s.spatial_channels, s.feature_channels)
         self.heads = Heads(s.basic, s.embedding)
@@ -338,10 +403,10 @@ class FaceCodec(nn.Module):
         if "middle" in latents:
             lower = torch.cat((latents["basic"], latents["middle"]), dim=1)
             delta = self.from_middle(lower)
-            result["middle"] = result["basic"] + F.pad(delta, (0, 0, 3, 9))
+            result["middle"] = result["basic"] + F.pad(delta, self.shape.pads("middle"))
         if "enhanced" in latents:
             delta = self.from_enhanced(torch.cat((lower, latents["enhanced"]), dim=1))
-            result["enhanced"] = result["middle"] + F.pad(delta, (0, 0, 7, 0))
+            result["enhanced"] = result["middle"] + F.pad(delta, self.shape.pads("enhanced"))
         return result
 
     def code_spatial(

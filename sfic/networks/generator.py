@@ -15,12 +15,16 @@ Noise inputs are constants, so that synthesis is deterministic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from sfic.layers import Layer
 
 STYLES = 16
 STYLE_DIM = 512
@@ -91,6 +95,7 @@ class StyledConv(nn.Module):
 
     def __init__(self, resolution: int, c_in: int, c_out: int) -> None:
         super().__init__()
+        self.modulate_weights = resolution > 16
         self.modulation = nn.Linear(STYLE_DIM, c_in)
         self.depthwise = nn.Parameter(torch.empty(c_in, 1, 3, 3))
         self.pointwise = nn.Parameter(torch.empty(c_out, c_in))
@@ -101,7 +106,7 @@ class StyledConv(nn.Module):
         """x: [N, C, R, R], scale: [N, C] (None: already applied) -> [N, O, R, R]."""
         weight = self.pointwise  # [O, C]
         if scale is not None:
-            if x.shape[2] > 16:
+            if self.modulate_weights:
                 weight = weight * scale[:, None, :]  # [N, O, C]
             else:
                 x = x * scale[:, :, None, None]  # [N, C, R, R]
@@ -185,8 +190,19 @@ class Generator(nn.Module):
     """Synthesis: 16 styles -> a face image of 1024x1024, or a preview of 64 to 512 pixels.
 
     Images are RGB, float32, about [-1, 1] (not clipped). Differentiable in the styles and in
-    features that are put back in at a resolution with `from_features`.
+    features that are put back in at a resolution with `from_features`. The attributes are those of
+    `sfic.networks.prior.StylePrior`.
     """
+
+    resolution = IMAGE_SIZE
+    num_styles = STYLES
+    style_dim = STYLE_DIM
+    channels: ClassVar[Mapping[int, int]] = CHANNELS
+    layer_of_style: tuple[Layer, ...] = (
+        *("basic",) * 3,
+        *("middle",) * 4,
+        *("enhanced",) * 9,
+    )
 
     def __init__(self) -> None:
         super().__init__()
