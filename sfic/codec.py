@@ -35,9 +35,8 @@ __all__ = ["CROP_SIZE", "SIZES", "Codec"]
 Rgb = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-SIZES: Final = (128, 256, 512, 1024)
+SIZES: Final = (128, 256, 512, 1024)  # of a bundle that does not state its own
 CROP_SIZE: Final = 512
-PREVIEW: Final = 64
 DEAD_ZONE_MAX: Final = 8.0
 TARGET_STEPS: Final = 14
 
@@ -73,6 +72,11 @@ class Codec:
         return self.bundle.hash
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of the pictures that `decode` makes, ascending; they depend on the bundle."""
+        return tuple(int(size) for size in self.bundle.meta.get("sizes", SIZES))
+
+    @property
     def provider(self) -> str:
         """The execution provider that synthesis really runs on."""
         return self._generator.provider
@@ -84,7 +88,8 @@ class Codec:
                 self.encode(np.zeros((256, 256, 3), np.uint8))
                 self._detector.detect(np.zeros((256, 256, 3), np.uint8))
             elif part == "decode":
-                self._generator.synthesise(np.zeros((1, *self._style_shape), np.float32), None, 128)
+                styles = np.zeros((1, *self._style_shape), np.float32)
+                self._generator.synthesise(styles, None, self.sizes[0])
                 self._entropy  # noqa: B018
             else:
                 self._run_heads(np.zeros((1, self._entropy.sizes["basic"][0]), np.float32))
@@ -162,8 +167,8 @@ class Codec:
             parts[name] = _quantise(latents[name][0], self._gain(name, rate), wide)
             decoded[name] = self._dequantise(name, parts[name], rate)
         styles = self._styles(decoded, "enhanced")
-        preview = self._generator.preview(styles, PREVIEW)  # [1, 3, 64, 64] in [-1, 1]
-        seen = _planes(_resize(crop, PREVIEW))
+        preview = self._generator.preview(styles)  # [1, 3, 64, 64] in about [-1, 1]
+        seen = _planes(_resize(crop, preview.shape[2]))
         code = _run(self._spatial_analysis, {"crop": seen, "preview": preview})["code"][0]
         parts["spatial"] = _quantise(code, self._gain("spatial", rate), dead_zone)
         symbols = LayerSymbols(parts)
@@ -207,16 +212,18 @@ class Codec:
 
     # -- decoding
 
-    def decode(self, face: EncodedFace, layers: str = "enhanced", size: int = 1024) -> Rgb:
+    def decode(self, face: EncodedFace, layers: str = "enhanced", size: int | None = None) -> Rgb:
         """Synthesise a face from its layers up to `layers`; RGB uint8 [size, size, 3].
 
-        `size`: 128, 256, 512 or 1024. Raises LayerMissing when a layer is not there, PacketError
-        when one is broken or belongs to another face, BundleMismatch when it was made with another
-        model bundle.
+        `size`: one of `sizes`, by default the largest (1024 of 128, 256, 512 and 1024 with the
+        bundle that ships); InvalidInput, naming them, for another. Raises LayerMissing when a layer
+        is not there, PacketError when one is broken or belongs to another face, BundleMismatch when
+        it was made with another model bundle.
         """
         layer = as_layer(layers)
-        if size not in SIZES:
-            raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, SIZES))}")
+        size = self.sizes[-1] if size is None else size
+        if size not in self.sizes:
+            raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, self.sizes))}")
         symbols, rate = self.decode_symbols(face, layer)
         decoded = {
             name: self._dequantise(name, values, rate) for name, values in symbols.parts.items()
@@ -286,7 +293,7 @@ class Codec:
         return latents
 
     def _styles(self, decoded: Mapping[str, FloatArray], layer: str) -> FloatArray:
-        """Latents up to `layer` to the generator's styles, float32 [1, 16, 512]."""
+        """Latents up to `layer` to the generator's styles, float32 [1, styles, style_dim]."""
         inputs = {
             name: decoded[name]
             if name in up_to(layer)

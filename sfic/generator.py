@@ -1,8 +1,12 @@
 """The StyleGAN prior as it is served: styles to pictures, in ONNX Runtime.
 
-Two graphs: `generator_low.onnx` goes from the styles to the features at 32x32, `generator_high.onnx`
-from there to a picture of any size, so that a decoded correction can be added in between. The same
-network in torch is `sfic.networks.generator`.
+Two graphs: `generator_low.onnx` goes from the styles to the features at 32x32 and
+`generator_high.onnx` from there to a picture of any of its sizes, so that a decoded correction can
+be added in between.
+`training.export_generator` writes them; the same networks in torch are in `sfic.networks`.
+
+The second graph's outputs say what it makes: `image_S` a picture of S x S, `preview` the style-only
+picture that the encoder compares the face with (where there is none, the smallest picture is it).
 """
 
 from __future__ import annotations
@@ -13,18 +17,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sfic.errors import InvalidInput
+from sfic.errors import BundleError, InvalidInput
 from sfic.runtime import make_session
 
-__all__ = ["OUTPUT_SIZES", "OnnxGenerator"]
+__all__ = ["OnnxGenerator"]
 
 FloatArray = npt.NDArray[np.float32]
 
-OUTPUT_SIZES: Final = (64, 128, 256, 512, 1024)
+_IMAGE: Final = "image_"
+_PREVIEW: Final = "preview"
 
 
 class OnnxGenerator:
-    """Synthesis with one execution provider."""
+    """Synthesis with one execution provider. `sizes`: sides of the pictures it makes, ascending."""
 
     def __init__(
         self, low: Path, high: Path, *, provider: str = "auto", threads: int = 0
@@ -33,6 +38,12 @@ class OnnxGenerator:
         self._low = make_session(low, provider, threads)
         self._high = make_session(high, provider, threads)
         self._styles = tuple(self._low.get_inputs()[0].shape[1:])
+        outputs = [output.name for output in self._high.get_outputs()]
+        images = [name for name in outputs if name.startswith(_IMAGE)]
+        self.sizes = tuple(sorted(int(name.removeprefix(_IMAGE)) for name in images))
+        if not self.sizes:
+            raise BundleError(f"{high} makes no picture: its outputs are {outputs}")
+        self._preview = _PREVIEW if _PREVIEW in outputs else f"{_IMAGE}{self.sizes[0]}"
         self._ort: Any = __import__("onnxruntime")
 
     @property
@@ -53,18 +64,21 @@ class OnnxGenerator:
 
     def image(self, styles: FloatArray, features: FloatArray, size: int) -> FloatArray:
         """styles and 32x32 features -> image [N, 3, size, size], about [-1, 1]."""
-        if size not in OUTPUT_SIZES:
-            raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, OUTPUT_SIZES))}")
+        if size not in self.sizes:
+            raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, self.sizes))}")
+        return self._output(f"{_IMAGE}{size}", styles, features)
+
+    def preview(self, styles: FloatArray) -> FloatArray:
+        """styles -> the style-only preview [N, 3, 64, 64] that the spatial code is made from."""
+        return self._output(self._preview, styles, self.features(styles))
+
+    def _output(self, name: str, styles: FloatArray, features: FloatArray) -> FloatArray:
         options = self._ort.RunOptions()
         # Without this, a preview would pay for the 1024x1024 image.
         options.only_execute_path_to_fetches = True
         inputs = {"styles": styles, "features": features}
-        image: FloatArray = self._high.run([f"image_{size}"], inputs, options)[0]
+        image: FloatArray = self._high.run([name], inputs, options)[0]
         return image
-
-    def preview(self, styles: FloatArray, size: int) -> FloatArray:
-        """styles -> image [N, 3, size, size] without a correction."""
-        return self.image(styles, self.features(styles), size)
 
     def synthesise(
         self, styles: FloatArray, correction: FloatArray | None, size: int
@@ -72,7 +86,7 @@ class OnnxGenerator:
         """Pictures of faces: RGB uint8 [N, size, size, 3].
 
         `styles`: float32 [N, 16, 512]; `correction`: float32 [N, C, 32, 32], added to the features,
-        or None; `size`: one of OUTPUT_SIZES. Raises InvalidInput on other shapes or sizes.
+        or None; `size`: one of `sizes`. Raises InvalidInput on other shapes or sizes.
         """
         features = self.features(styles)
         if correction is not None:

@@ -43,9 +43,10 @@ class CodecShape:
     """Sizes of the codec; stored with the weights. Defaults: the built-in generator's codec.
 
     From the generator (see `for_generator`): `layer_of_style`, the layer that corrects each style;
-    `style_dim`; side and channels of the features that the spatial code corrects; `sizes`, the sides
-    of the pictures it makes. Free: the principal components kept of a style vector, the number of
-    symbols of each layer, channels of the spatial code, width of the trunk, size of the embedding.
+    `style_dim`; side and channels of the features that the spatial code corrects; `sizes`, the
+    sides of the pictures it makes. Free: the principal components kept of a style vector, the
+    number of symbols of each layer, channels of the spatial code, width of the trunk, size of the
+    embedding.
     """
 
     layer_of_style: tuple[Layer, ...] = _BUILT_IN_LAYERS
@@ -105,7 +106,7 @@ class CodecShape:
         return slice(first, first + self.layer_of_style.count(layer))
 
     def pads(self, layer: Layer) -> tuple[int, int, int, int]:
-        """Padding that puts a layer's coefficients [N, n, K] in their place among [N, styles, K]."""
+        """Padding that puts a layer's coefficients [N, n, K] in place among [N, styles, K]."""
         own = self.styles_of(layer)
         return (0, 0, own.start, self.styles - own.stop)
 
