@@ -113,12 +113,13 @@ class Painter:
         """
         start = time.perf_counter()
         self._metrics.wait_seconds.observe(start - asked)
+        target = self._frame_for(face.info, wanted) if wanted.paste_back else None
         packets = {name: face.layers[name] for name in up_to(level)}
         encoded = EncodedFace(packets["basic"], packets.get("middle"), packets.get("enhanced"))
         pixels = self.codec.decode(encoded, layers=level, size=wanted.size)  # [size, size, 3]
         done = time.perf_counter()
         self._metrics.synthesis_seconds.labels(level, wanted.size).observe(done - start)
-        frame = self._paste(pixels, face.info, wanted) if wanted.paste_back else None
+        frame = None if target is None else paste_back(target[0], pixels, target[1])
         return Painted(
             picture=self._pack(pixels, wanted.format),
             frame=b"" if frame is None else self._pack(frame, wanted.format),
@@ -128,9 +129,10 @@ class Painter:
             synthesis_ms=(done - start) * 1e3,
         )
 
-    def _paste(
-        self, pixels: NDArray[np.uint8], info: common_pb2.FaceInfo, wanted: Wanted
-    ) -> NDArray[np.uint8]:
+    def _frame_for(
+        self, info: common_pb2.FaceInfo, wanted: Wanted
+    ) -> tuple[NDArray[np.uint8], Placement]:
+        """The frame to paste into, uint8 [H, W, 3], and where the face goes in it."""
         flat = info.placement.crop_to_frame
         if len(flat) != 6:
             raise InvalidInput(
@@ -145,7 +147,7 @@ class Painter:
         if frame is None:
             self._limits.check_size(placement.width, placement.height)
             frame = np.zeros((placement.height, placement.width, 3), np.uint8)
-        return paste_back(frame, pixels, placement)
+        return frame, placement
 
     def _pack(
         self, pixels: NDArray[np.uint8], picture_format: decoder_pb2.PictureFormat
