@@ -22,8 +22,9 @@ from edge_encoder.metrics import EdgeMetrics
 from edge_encoder.settings import NAME_PATTERN, EdgeSettings
 from edge_encoder.store import FaceStore, FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
-from sfic.codec import Codec, EncodedFace
+from sfic.codec import Codec
 from sfic.errors import FrameTooLarge, InvalidInput, LimitExceeded, SficError, Unavailable
+from sfic.face import EncodedFace
 from sfic.pictures import PictureLimits, RawFormat, from_raw, read_picture
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
 

@@ -139,7 +139,7 @@ class EdgeSettings(ServiceSettings):
     )
     retention_bytes: int = Field(
         10 * 1024**3,
-        ge=4096,
+        ge=1024,
         title="Size at which the oldest faces are dropped, in bytes",
         description="Layers and what is known of the faces, without the database's own overhead.",
     )

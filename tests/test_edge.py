@@ -68,7 +68,7 @@ async def read_log(address: str, count: int, **request: Any) -> list[edge_pb2.Su
             edge_pb2.SubscribeRequest(**request)
         )
         with sfic_errors("edge"):
-            messages = [await asyncio.wait_for(call.read(), 30) for _ in range(count)]
+            messages = [await asyncio.wait_for(call.read(), 90) for _ in range(count)]
         call.cancel()
         return messages
 
@@ -280,7 +280,7 @@ async def test_calls_are_answered_while_frames_are_encoded(tmp_path: Path) -> No
         answered_after = []
         async with channel_to(server) as channel:
             call = edge_pb2_grpc.EdgeIngestStub(channel).StreamFrames(
-                iter_async([frame(n) for n in range(6)])
+                iter_async([frame(n) for n in range(4)])
             )
 
             async def collect() -> None:
@@ -293,9 +293,9 @@ async def test_calls_are_answered_while_frames_are_encoded(tmp_path: Path) -> No
                 answered_after.append(len(receipts))
                 assert await metric(server, "sfic_edge_frames_in_flight") <= 2
             await collecting
-    assert [r.frame_number for r in receipts] == list(range(6))
+    assert [r.frame_number for r in receipts] == list(range(4))
     # A blocked event loop would answer between receipts only, at most once for each.
-    assert len(answered_after) > 6
+    assert len(answered_after) > 4
 
 
 async def test_receipts_keep_the_order_of_frames_that_take_unequal_time(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ async def test_feed_goes_from_kept_to_live_and_resumes_after_a_restart(tmp_path:
             assert [(await call.read()).cursor for _ in range(2)] == [1, 2]
             live = asyncio.ensure_future(call.read())
             await send_frames(server.address, [frame(2)])
-            message = await asyncio.wait_for(live, 30)
+            message = await asyncio.wait_for(live, 90)
             assert (message.cursor, message.face.frame_number) == (3, 2)
             call.cancel()
     async with running_edge(tmp_path) as server:
@@ -354,7 +354,7 @@ async def test_feed_filters_and_live_only(tmp_path: Path) -> None:
         live = stub.Subscribe(edge_pb2.SubscribeRequest(live_only=True))
         await live.initial_metadata()
         await send_frames(server.address, [frame(0, camera_id="gate")])
-        message = await asyncio.wait_for(live.read(), 30)
+        message = await asyncio.wait_for(live.read(), 90)
         assert (message.cursor, message.face.camera_id, message.faces_missed) == (2, "gate", 0)
         live.cancel()
 
@@ -389,14 +389,14 @@ async def test_retention_by_bytes_drops_the_oldest_and_the_feed_says_so(tmp_path
         await send_frames(server.address, [frame(0)])
         one_face = await metric(server, "sfic_edge_store_bytes")
     keep_two = int(one_face * 2.5)
-    async with running_edge(tmp_path, retention_bytes=max(keep_two, 4096)) as server:
-        kept = max(keep_two, 4096) // int(one_face)
+    async with running_edge(tmp_path, retention_bytes=keep_two) as server:
+        kept = 2
         receipts = await send_frames(server.address, [frame(n) for n in range(kept + 2)])
         ids = [receipt.faces[0].face_id for receipt in receipts]
         assert await metric(server, "sfic_edge_store_faces") <= kept + 1
         dropped = int(await metric(server, 'sfic_edge_evicted_faces_total{reason="bytes"}'))
         assert dropped >= 2
-        assert await metric(server, "sfic_edge_store_bytes") <= max(keep_two, 4096)
+        assert await metric(server, "sfic_edge_store_bytes") <= keep_two
         answer = await fetch(server.address, ids)
         assert [f.found for f in answer.faces] == [False] * (dropped - 1) + [True] * (
             len(ids) - dropped + 1
@@ -520,22 +520,23 @@ async def test_kill_9_loses_no_face_that_had_its_receipt(tmp_path: Path) -> None
                     assert [len(p.data) for p in face.layers] == acknowledged[face.face_id]
             if number == rounds:
                 process.terminate()
-                assert await asyncio.to_thread(process.wait, 30) == 0
+                assert await asyncio.to_thread(process.wait, 90) == 0
                 break
-            wanted = chance.randint(2, 5)
+            wanted, got = chance.randint(2, 4), 0
             async with open_channel(address, retry=False) as channel:
                 call = edge_pb2_grpc.EdgeIngestStub(channel).StreamFrames(
-                    iter_async([frame(n) for n in range(wanted + 6)])
+                    iter_async([frame(n) for n in range(200)])
                 )
-                for _ in range(wanted):
-                    for face in (await call.read()).faces:
-                        acknowledged[face.face_id] = list(face.layer_bytes)
-                await asyncio.sleep(chance.uniform(0, 0.1))
-                process.kill()
-                with pytest.raises(grpc.aio.AioRpcError):
+                with pytest.raises(Unavailable), sfic_errors():
                     async for receipt in call:
                         for face in receipt.faces:
                             acknowledged[face.face_id] = list(face.layer_bytes)
+                        got += 1
+                        if got == wanted:
+                            # In the middle of the next frame's work, at a moment that varies.
+                            asyncio.get_running_loop().call_later(
+                                chance.uniform(0, receipt.edge_ms / 1000), process.kill
+                            )
     assert len(acknowledged) >= 2 * rounds
 
 

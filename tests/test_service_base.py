@@ -29,7 +29,7 @@ from sfic.errors import (
     StorageError,
     Unavailable,
 )
-from sfic.service.client import Backoff, open_channel, sfic_errors
+from sfic.service.client import Backoff, from_rpc_error, open_channel, sfic_errors
 from sfic.service.server import ServiceServer
 from sfic.service.settings import ServiceSettings
 from sfic.service.sqlite import Database
@@ -203,6 +203,15 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
     async with open_channel("127.0.0.1:1", retry=False) as channel:
         with pytest.raises(Unavailable, match="toy"), sfic_errors("toy"):
             await edge_pb2_grpc.LayerStoreStub(channel).FetchLayers(edge_pb2.FetchLayersRequest())
+
+
+def test_the_status_that_grpc_makes_of_a_lost_connection_is_unavailable() -> None:
+    def error(details: str) -> grpc.aio.AioRpcError:
+        metadata = grpc.aio.Metadata()
+        return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, metadata, metadata, details)
+
+    assert type(from_rpc_error(error("Internal error from Core"), "edge")) is Unavailable
+    assert type(from_rpc_error(error("something else"), "edge")) is SficError
 
 
 async def test_message_at_the_limit_passes_and_one_byte_more_is_refused() -> None:

@@ -34,6 +34,10 @@ _RETRY_POLICY = {
     ]
 }
 
+# What grpc.aio makes of any status, also of a lost connection, when it comes while the client is
+# writing: github.com/grpc/grpc/issues/36066. Trying again brings the true one out.
+_LOST_STATUS = "Internal error from Core"
+
 
 def open_channel(
     address: str,
@@ -91,6 +95,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> SficError:
         grpc.StatusCode.NOT_FOUND: errors.FaceNotKept,
     }
     text = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.INTERNAL and text == _LOST_STATUS:
+        text, by_status = "connection lost", {error.code(): errors.Unavailable}
     return by_status.get(error.code(), SficError)(f"{peer}: {text}" if peer else text)
 
 
