@@ -28,6 +28,7 @@ from rich.progress import (
 )
 
 from sfic.alignment import Placement
+from sfic.demo_report import print_table, write_pictures
 from sfic.errors import InvalidInput, NoFaceFound, SficError, Unavailable
 from sfic.layers import LAYERS
 from sfic.locations import demo_photograph
@@ -103,20 +104,16 @@ def run(source: Path | None, output: Path, *, rate: int = 5, provider: str = "au
         console=Console(stderr=True),
         transient=True,
     )
-    with (
-        tempfile.TemporaryDirectory(prefix="sfic-demo-") as folder,
-        progress,
-        _start(addresses, Path(folder), rate, provider) as services,
-    ):
-        task = progress.add_task("starting edge, analytics, decoder", total=3)
-        services.wait_ready(_START_SECONDS, lambda name: progress.advance(task))
-        start_seconds = time.monotonic() - started
-        frames = asyncio.run(_tell_story(addresses, pictures, progress))
-    if not any(frame.faces for frame in frames):
-        raise NoFaceFound(f"no face found in {source or pictures[0]}")
-    from sfic.demo_report import print_table, write_pictures
-
-    written = write_pictures(frames, output)
+    with tempfile.TemporaryDirectory(prefix="sfic-demo-") as folder, progress:
+        with _start(addresses, Path(folder), rate, provider) as services:
+            task = progress.add_task("starting edge, analytics, decoder", total=3)
+            services.wait_ready(_START_SECONDS, lambda name: progress.advance(task))
+            start_seconds = time.monotonic() - started
+            frames = asyncio.run(_tell_story(addresses, pictures, progress))
+        if not any(frame.faces for frame in frames):
+            raise NoFaceFound(f"no face found in {source or pictures[0]}")
+        progress.add_task("writing pictures", total=None)
+        written = write_pictures(frames, output)
     print_table(console, frames, start_seconds)
     console.print(f"wrote {', '.join(str(path) for path in written)}", soft_wrap=True)
 

@@ -401,8 +401,12 @@ def test_readme_shows_every_command() -> None:
         assert any(line.startswith(f"sfic {command} ") for line in shown), command
 
 
-def test_readme_commands_print_what_it_shows(tmp_path: Path) -> None:
-    """Runs them one after the other, as a reader would, in a folder with a photograph."""
+def test_readme_commands_print_what_it_shows(tmp_path: Path, rewrite_golden: bool) -> None:
+    """Runs them one after the other, as a reader would, in a folder with a photograph.
+
+    `--rewrite-golden` puts what they print into the README.
+    """
+    readme = (ROOT / "README.md").read_text()
     for port in README_PORTS:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -430,6 +434,7 @@ def test_readme_commands_print_what_it_shows(tmp_path: Path) -> None:
                 while not all(serves(f"127.0.0.1:{p}", 0.5) for p in README_PORTS[:3]):
                     assert time.monotonic() < deadline and background.poll() is None
                 continue
+            old = f"$ {command}\n{shown}\n" if shown else f"$ {command}\n"
             command = re.sub(r"\b[0-9A-Z]{26}\b", face_id, command)
             ended = subprocess.run(
                 ["sh", "-c", command],
@@ -441,8 +446,14 @@ def test_readme_commands_print_what_it_shows(tmp_path: Path) -> None:
             )
             assert ended.returncode == 0, (command, ended.stderr)
             face_id = (re.findall(r"\b[0-9A-Z]{26}\b", ended.stdout) or [face_id])[0]
-            assert skeleton(ended.stdout) == skeleton(shown), command
+            if rewrite_golden:
+                output = "".join(f"{line.rstrip()}\n" for line in ended.stdout.splitlines())
+                readme = readme.replace(old, f"$ {command}\n{output}", 1)
+            else:
+                assert skeleton(ended.stdout) == skeleton(shown), command
     finally:
         if background is not None:
             background.terminate()
             background.wait(40)
+    if rewrite_golden:
+        (ROOT / "README.md").write_text(readme)
