@@ -3,7 +3,8 @@
 Two graphs: `generator_low.onnx` goes from the styles to the features at 32x32 and
 `generator_high.onnx` from there to a picture of any of its sizes, so that a decoded correction can
 be added in between.
-`training.export_generator` writes them; the same networks in torch are in `sfic.networks`.
+`training.generator_export` and `training.export_stylegan2` write them; the same networks in torch
+are in `sfic.networks`.
 
 The second graph's outputs say what it makes: `image_S` a picture of S x S, `preview` the style-only
 picture that the encoder compares the face with (where there is none, the smallest picture is it).

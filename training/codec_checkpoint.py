@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfic.networks.codec import LAYERS, FaceCodec
+from sfic.networks.codec import CORRECTED, LAYERS, CodecShape, FaceCodec
 from sfic.networks.generator import Generator
+from sfic.networks.prior import StylePrior
 from training.codec_data import to_tensor
 from training.data import cache_dir
 
@@ -26,7 +27,7 @@ RATE_POSITIONS = np.linspace(0.0, 1.0, RATE_COUNT)
 def load_codec(checkpoint: Path) -> FaceCodec:
     """The averaged weights of a checkpoint, frozen."""
     state = torch.load(checkpoint, weights_only=True)
-    codec = FaceCodec()
+    codec = FaceCodec(CodecShape(**state.get("shape", {})))
     codec.load_state_dict(state["average"])
     codec.requires_grad_(False).eval()
     return codec
@@ -67,7 +68,7 @@ class SymbolSet:
 @torch.no_grad()
 def collect_symbols(
     codec: FaceCodec,
-    generator: Generator,
+    generator: StylePrior,
     pictures: npt.NDArray[np.uint8],
     size: int,
     rates_each: int,
@@ -84,7 +85,7 @@ def collect_symbols(
         variants = (crop, crop.flip(3)) if flips else (crop,)
         for seen in variants:
             z = codec.analyse(resize(seen, size))
-            crop64 = resize(seen, 64)
+            crop64 = resize(seen, codec.shape.preview)
             for _ in range(rates_each):
                 rate = rng.integers(1, RATE_COUNT + 1, len(seen))
                 t = torch.from_numpy(RATE_POSITIONS[rate - 1]).float()
@@ -103,14 +104,14 @@ def resize(x: Tensor, size: int) -> Tensor:
 
 
 def symbols_of(
-    codec: FaceCodec, generator: Generator, z: dict[str, Tensor], crop64: Tensor, t: Tensor
+    codec: FaceCodec, generator: StylePrior, z: dict[str, Tensor], crop64: Tensor, t: Tensor
 ) -> dict[str, Tensor]:
     """Rounded symbols of all parts at rates t [N]."""
     symbols, latents = {}, {}
     for name in LAYERS:
         latents[name], symbols[name] = codec.through(name, z[name], t, noise=False)
     styles = codec.whitening.to_styles(codec.coefficients(latents)["enhanced"])
-    preview = generator.head(generator.features(styles, 32), styles, 32)
+    preview = generator.head(generator.features(styles, CORRECTED), styles, CORRECTED)
     code = codec.spatial_analysis(crop64, preview.clamp(-1.2, 1.2))
     _, symbols["spatial"] = codec.through("spatial", code, t, noise=False)
     return symbols

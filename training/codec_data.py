@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfic.networks.generator import Generator
+from sfic.networks.prior import StylePrior
 from training.data import augment_geometry, cache_dir, degrade_capture, picture_array, read_index
 from training.teachers import Faceres
 
@@ -27,28 +27,44 @@ def to_tensor(pictures: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def sample_styles(
-    w: npt.NDArray[np.float32], n: int, rng: np.random.Generator
+    w: npt.NDArray[np.float32], n: int, rng: np.random.Generator, styles: int = 16
 ) -> npt.NDArray[np.float32]:
-    """n random style stacks [n, 16, 512]: truncation 0.6..1, half of them mixed at one cut."""
+    """n random style stacks [n, styles, D]: truncation 0.6..1, half of them mixed at one cut."""
     mean = w.mean(axis=0)
     first = w[rng.integers(len(w), size=n)]
     second = w[rng.integers(len(w), size=n)]
     psi = rng.uniform(0.6, 1.0, (n, 1)).astype(np.float32)
-    styles = np.repeat((mean + psi * (first - mean))[:, None], 16, axis=1)
-    other = np.repeat((mean + psi * (second - mean))[:, None], 16, axis=1)
-    cut = np.where(rng.random(n) < 0.5, rng.integers(3, 14, n), 16)
-    mask = np.arange(16)[None, :] >= cut[:, None]
-    return np.where(mask[:, :, None], other, styles).astype(np.float32)
+    one = np.repeat((mean + psi * (first - mean))[:, None], styles, axis=1)
+    other = np.repeat((mean + psi * (second - mean))[:, None], styles, axis=1)
+    cut = np.where(rng.random(n) < 0.5, rng.integers(3, styles - 2, n), styles)
+    mask = np.arange(styles)[None, :] >= cut[:, None]
+    return np.where(mask[:, :, None], other, one).astype(np.float32)
 
 
 @torch.no_grad()
-def synthetic_set(
-    generator: Generator, count: int, seed: int = 7
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """`count` synthetic pictures uint8 [count, 256, 256, 3] and their styles, cached.
+def render(
+    generator: StylePrior, styles: npt.NDArray[np.float32], batch: int = 4
+) -> npt.NDArray[np.uint8]:
+    """Pictures of style stacks [n, num_styles, D], uint8 [n, 256, 256, 3].
 
     Rendered in full and averaged down: the colours of a preview follow the upper styles less well.
     """
+    pictures = np.empty((len(styles), 256, 256, 3), np.uint8)
+    for start in range(0, len(styles), batch):
+        image = generator(torch.from_numpy(styles[start : start + batch]))  # [n, 3, S, S]
+        if generator.resolution > 256:
+            image = torch.nn.functional.avg_pool2d(image, generator.resolution // 256)
+        elif generator.resolution < 256:
+            image = torch.nn.functional.interpolate(image, size=256, mode="bicubic")
+        small = image.clamp(-1, 1).add(1).mul(127.5).round().permute(0, 2, 3, 1)
+        pictures[start : start + batch] = small.to(torch.uint8).numpy()
+    return pictures
+
+
+def synthetic_set(
+    generator: StylePrior, count: int, seed: int = 7
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """`count` synthetic pictures of the built-in generator and their styles, cached."""
     folder = cache_dir() / "synthetic"
     folder.mkdir(exist_ok=True)
     pictures_path = folder / f"pictures-{count}-{seed}.npy"
@@ -56,39 +72,50 @@ def synthetic_set(
     if not (pictures_path.exists() and styles_path.exists()):
         w = np.load(cache_dir() / "generator" / "w_samples.npy")
         styles = sample_styles(w, count, np.random.default_rng(seed))
-        pictures = np.empty((count, 256, 256, 3), np.uint8)
-        for start in range(0, count, 4):
-            image = generator(torch.from_numpy(styles[start : start + 4]))  # [4, 3, 1024, 1024]
-            small = torch.nn.functional.avg_pool2d(image, 4).clamp(-1, 1)
-            small = small.add(1).mul(127.5).round().permute(0, 2, 3, 1)
-            pictures[start : start + 4] = small.to(torch.uint8).numpy()
         np.save(styles_path, styles)
-        np.save(pictures_path, pictures)
+        np.save(pictures_path, render(generator, styles))
     return np.load(pictures_path), np.load(styles_path)
 
 
 @torch.no_grad()
+def identity_of(
+    pictures: npt.NDArray[np.uint8], faceres_path: Path
+) -> dict[str, npt.NDArray[np.float32]]:
+    """faceres embedding (unit) [N, 1024], age [N] and P(male) [N] of uint8 [N, S, S, 3]."""
+    teacher = Faceres.load(faceres_path, size=224)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, len(pictures), 16):
+        parts.append(teacher(to_tensor(np.array(pictures[start : start + 16]))))
+    embedding, age, gender = (torch.cat(column) for column in zip(*parts, strict=True))
+    embedding = torch.nn.functional.normalize(embedding, dim=1)
+    return {
+        "embedding": embedding.numpy(),
+        "age": age.flatten().numpy(),
+        "gender": gender.flatten().numpy(),
+    }
+
+
 def identity_targets(split: str, faceres_path: Path) -> dict[str, npt.NDArray[np.float32]]:
     """faceres embedding (unit), age and P(male) of each picture of a split, cached."""
     path = cache_dir() / f"identity-{split}.npz"
     if not path.exists():
         pictures = picture_array(read_index(split), 256, split)
-        teacher = Faceres.load(faceres_path, size=224)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, len(pictures), 16):
-            parts.append(teacher(to_tensor(pictures[start : start + 16])))
-        embedding, age, gender = (torch.cat(column) for column in zip(*parts, strict=True))
-        embedding = torch.nn.functional.normalize(embedding, dim=1)
-        np.savez(path, embedding=embedding, age=age.flatten(), gender=gender.flatten())
+        np.savez(path, **identity_of(pictures, faceres_path))
     return dict(np.load(path))
 
 
 class Batches:
-    """Endless batches of real faces, augmented by a background thread."""
+    """Endless batches of real faces, augmented by a background thread.
 
-    def __init__(self, size: int, batch: int, seed: int, clean: bool = False) -> None:
-        self.pictures = picture_array(read_index("train"), 256, "train")
-        self.size, self.batch, self.clean = size, batch, clean
+    `pictures`: uint8 [M, S, S, 3], at least `batch` of them. An item is their indices, what the
+    encoder sees, and what it should come to, float32 [batch, 3, S, S] in [-1, 1].
+    """
+
+    def __init__(self, pictures: npt.NDArray[np.uint8], batch: int, seed: int) -> None:
+        if len(pictures) < batch:
+            raise ValueError(f"{len(pictures)} pictures are too few for batches of {batch}")
+        self.pictures = pictures
+        self.batch = batch
         self.rng = np.random.default_rng(seed)
         self.queue: queue.Queue[tuple[npt.NDArray[np.int64], Tensor, Tensor]] = queue.Queue(4)
         threading.Thread(target=self._fill, daemon=True).start()

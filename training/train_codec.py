@@ -15,6 +15,8 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,11 @@ from torch import Tensor
 
 from sfic.networks.codec import LAYERS, FaceCodec, quantise
 from sfic.networks.efficientnet import EfficientNetLite0
-from sfic.networks.generator import Generator
-from training.codec_data import Batches, identity_targets, synthetic_set, to_tensor
+from training.codec_data import Batches, to_tensor
 from training.data import cache_dir
+from training.materials import Materials, shipped_materials
 from training.settings import read_config
-from training.teachers import Box, Faceres, crop_and_resize
+from training.teachers import Box, crop_and_resize
 
 BYTES_LOW = {"basic": 35.0, "middle": 10.0, "enhanced": 15.0}
 BYTES_HIGH = {"basic": 130.0, "middle": 230.0, "enhanced": 950.0}
@@ -91,37 +93,43 @@ def jittered_box(box: Box, rng: np.random.Generator) -> Box:
 class Trainer:
     """State of one run: networks, optimiser, rate weights, step."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        materials: Materials | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """`materials`: by default the shipped codec's; `folder`: by default the cache's."""
         self.config = config
-        self.folder = cache_dir() / config["name"]
+        self.folder = folder or cache_dir() / config["name"]
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config["seed"])
         self.rng = np.random.default_rng(config["seed"])
-        self.generator = Generator.load(cache_dir() / "generator" / "generator.safetensors")
-        self.teacher = Faceres.load(cache_dir() / "teachers" / "faceres.safetensors", size=112)
-        self.codec = FaceCodec()
-        self.codec.trunk.backbone = EfficientNetLite0.load(
-            cache_dir() / "teachers" / "efficientnet_lite0.safetensors"
-        )
-        w = torch.from_numpy(np.load(cache_dir() / "generator" / "w_samples.npy"))
-        self.codec.whitening.fit(w)
-        self.targets = identity_targets(
-            "train", cache_dir() / "teachers" / "faceres.safetensors"
-        )
+        self.materials = m = materials or shipped_materials(config)
+        self.generator, self.teacher, self.targets = m.generator, m.teacher, m.targets
+        self.codec = FaceCodec(m.shape)
+        if m.backbone is not None:
+            self.codec.trunk.backbone = EfficientNetLite0.load(m.backbone)
+        self.codec.whitening.fit(torch.from_numpy(m.w))
         self.projection = self._embedding_projection()
         embedding = torch.from_numpy(self.targets["embedding"]) @ self.projection
         self.embedding = F.normalize(embedding, dim=1)  # [M, D]
         size = config["input"]
-        self.fake_pictures, self.fake_styles = synthetic_set(self.generator, config["synthetic"])
+        self.fake_pictures, self.fake_styles = m.fake_pictures, m.fake_styles
         self.size = size
         backbone = list(self.codec.trunk.backbone.parameters())
         laws = self.codec.law_parameters()
-        special = {id(p) for p in (*backbone, *laws)}
+        spatial = [
+            *self.codec.spatial_analysis.parameters(),
+            *self.codec.spatial_synthesis.parameters(),
+        ]
+        special = {id(p) for p in (*backbone, *laws, *spatial)}
         rest = [p for p in self.codec.parameters() if id(p) not in special]
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": backbone, "lr": 1.0, "share": 0.3},
                 {"params": rest, "lr": 1.0, "share": 1.0},
+                {"params": spatial, "lr": 1.0, "share": 2.0},
                 {"params": laws, "lr": 1.0, "share": 5.0, "weight_decay": 0.0},
             ],
             betas=(0.9, 0.98),
@@ -155,6 +163,7 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "projection": self.projection,
+                "shape": asdict(self.codec.shape),
                 "config": self.config,
             },
             part,
@@ -172,7 +181,8 @@ class Trainer:
         self.average = state["average"]
         self.weights.ab = state["lambda"]
         if own:
-            self.optimiser.load_state_dict(state["optimiser"])
+            if len(state["optimiser"]["param_groups"]) == len(self.optimiser.param_groups):
+                self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.seconds = state["step"], state["seconds"]
 
     # -- one step
@@ -200,46 +210,59 @@ class Trainer:
 
         with half():
             features = generator.features(styles, 32).float()  # [N, 512, 32, 32]
-        top = (level == 2).nonzero().flatten()
+        # Every face trains the spatial code; only those drawn at the enhanced level pass the
+        # gradient on to their styles, and are judged as pictures.
+        top = level == 2
+        with torch.no_grad(), half():
+            preview = generator.head(features, styles, 32).float()
         target64 = F.interpolate(target, size=64, mode="area")
-        spatial_bits = torch.zeros(n)
-        if len(top):
-            with torch.no_grad(), half():
-                preview = generator.head(features[top], styles[top], 32).float()
-            seen64 = F.interpolate(seen[top], size=64, mode="area")
-            code, bits = codec.code_spatial(seen64, preview.clamp(-1.2, 1.2), t[top], noise)
-            correction = codec.spatial_synthesis(code, features[top])
-            losses["correction"] = (correction.square().mean() + 1e-6).sqrt()
-            features = features.index_add(0, top, correction)
-            spatial_bits = spatial_bits.index_put((top,), bits)
+        seen64 = F.interpolate(seen, size=64, mode="area")
+        code, spatial_bits = codec.code_spatial(seen64, preview.clamp(-1.2, 1.2), t, noise)
+        below = torch.where(top[:, None, None, None], features, features.detach())
+        correction = codec.spatial_synthesis(code, below)  # [N, 512, 32, 32]
+        losses["correction"] = (correction.square().mean() + 1e-6).sqrt()
+        rest = (~top).nonzero().flatten()
+        if len(rest):
+            with half():
+                extra = generator.head((below + correction)[rest], styles[rest].detach(), 32)
+            distance = pyramid_l1(extra.float(), target64[rest], 3)
+            losses["pixels_spatial"] = distance.sum() / n
+        features = torch.where(top[:, None, None, None], below + correction, features)
         with half():
             out = generator.head(features, styles, 32).float()  # [N, 3, 64, 64]
         losses["pixels"] = pyramid_l1(out, target64, 3).mean()
-        identity = [self.identity_loss(out, target64)]
+        identity = [self.identity_loss(out, target64)] if self.teacher is not None else []
         if c["size"] >= 128:
             with half():
                 features = generator.advance(features, styles, 32, 64)
                 out = generator.head(features, styles, 64).float()  # [N, 3, 128, 128]
             target128 = F.interpolate(target, size=128, mode="area")
             losses["pixels"] = losses["pixels"] + pyramid_l1(out, target128, 1).mean()
-            identity.append(self.identity_loss(out, target128))
-        losses["identity"] = torch.stack([x[0] for x in identity]).mean()
-        losses["perceptual"] = torch.stack([x[1] for x in identity]).mean()
+            if self.teacher is not None:
+                identity.append(self.identity_loss(out, target128))
+        if identity:
+            losses["identity"] = torch.stack([x[0] for x in identity]).mean()
+            losses["perceptual"] = torch.stack([x[1] for x in identity]).mean()
 
         heads = codec.heads(coded.latents["basic"])
         losses["embedding"] = (1 - (heads["embedding"] * self.embedding[index]).sum(dim=1)).mean()
-        age = torch.from_numpy(self.targets["age"][index]) / 50.0
-        gender = torch.from_numpy(self.targets["gender"][index]).clamp(0.02, 0.98)
-        losses["attributes"] = (heads["attributes"][:, 0] - age).abs().mean() + 0.3 * (
-            F.binary_cross_entropy_with_logits(heads["attributes"][:, 1], gender)
-        )
+        if "age" in self.targets:
+            age = torch.from_numpy(self.targets["age"][index]) / 50.0
+            gender = torch.from_numpy(self.targets["gender"][index]).clamp(0.02, 0.98)
+            losses["attributes"] = (heads["attributes"][:, 0] - age).abs().mean() + 0.3 * (
+                F.binary_cross_entropy_with_logits(heads["attributes"][:, 1], gender)
+            )
         losses["prior"] = F.relu(coefficients.square().mean(dim=2) - 1.0).mean()
 
         rate = torch.zeros(())
         for i, name in enumerate(LAYERS):
             pays = level >= i
-            bits = coded.bits[name] + (spatial_bits if name == "enhanced" else 0.0)
-            rate = rate + (self.weights.weight(name, t) * bits / 1000.0 * pays).sum() / n
+            weight = self.weights.weight(name, t) / 1000.0 / n  # [N]
+            bits = coded.bits[name]
+            rate = rate + (weight * bits * pays).sum()
+            if name == "enhanced":
+                rate = rate + (weight * spatial_bits).sum()
+                bits = bits + spatial_bits
             if self.step > c["warmup"]:
                 self.weights.update(name, t[pays], bits.detach()[pays])
             if pays.any():
@@ -249,6 +272,7 @@ class Trainer:
 
     def identity_loss(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """1 - cosine of the teacher's embeddings, and distance of its features, on one crop."""
+        assert self.teacher is not None
         box = jittered_box(self.teacher.box, self.rng)
         with torch.no_grad():
             want = self.teacher.features(crop_and_resize(target, 112, box))
@@ -313,11 +337,12 @@ class Trainer:
         result = {name: float(value.detach()) for name, value in losses.items()}
         return result | {"total": float(total.detach()), "norm": float(norm), "lr": rate}
 
-    def run(self) -> None:
+    def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Train to the last step; `report` is given each line of the log."""
         c = self.config
         self.codec.train()
         self.codec.trunk.backbone.eval()
-        batches = iter(Batches(256, c["batch"], seed=c["seed"] + self.step))
+        batches = iter(Batches(self.materials.pictures, c["batch"], seed=c["seed"] + self.step))
         sums: dict[str, list[float]] = defaultdict(list)
         last_save = last_log = time.monotonic()
         with (self.folder / "log.jsonl").open("a") as log:
@@ -336,6 +361,8 @@ class Trainer:
                     log.write(json.dumps(line) + "\n")
                     log.flush()
                     sums.clear()
+                    if report is not None:
+                        report(line)
                 if now - last_save > 180 or self.step == c["steps"]:
                     self.save()
                     last_save = time.monotonic()
