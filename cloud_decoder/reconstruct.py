@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from cloud_decoder.cache import CachedFace
 from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerSource
 from cloud_decoder.metrics import DecoderMetrics
 from sfic.alignment import Placement, paste_back
-from sfic.codec import SIZES, Codec
+from sfic.codec import Codec
 from sfic.errors import BundleMismatch, InvalidInput, SficError
 from sfic.face import EncodedFace
 from sfic.layers import up_to
@@ -64,16 +64,21 @@ class Painted:
     synthesis_ms: float
 
 
-def read_request(request: decoder_pb2.ReconstructRequest, limits: PictureLimits) -> Wanted:
-    """Checks a request; takes CPU time when it carries a frame. Raises `InvalidInput`."""
+def read_request(
+    request: decoder_pb2.ReconstructRequest, limits: PictureLimits, sizes: Sequence[int]
+) -> Wanted:
+    """Checks a request; takes CPU time when it carries a frame. Raises `InvalidInput`.
+
+    `sizes`: sides that the codec makes, ascending.
+    """
     if not 1 <= len(request.face_id) <= MAX_FACE_ID:
         raise InvalidInput(f"face_id: must have 1..{MAX_FACE_ID} characters", field="face_id")
     highest = request.highest or common_pb2.LAYER_ENHANCED
     if highest not in _LEVELS:
         raise InvalidInput(f"highest: no layer has the number {highest}", field="highest")
-    size = request.size or SIZES[-1]
-    if size not in SIZES:
-        choice = ", ".join(map(str, SIZES))
+    size = request.size or sizes[-1]
+    if size not in sizes:
+        choice = ", ".join(map(str, sizes))
         raise InvalidInput(f"size {size}: must be one of {choice}", field="size")
     picture_format = request.format or decoder_pb2.PICTURE_FORMAT_PNG
     if picture_format not in decoder_pb2.PictureFormat.values():

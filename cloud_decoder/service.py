@@ -99,7 +99,9 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
         self._metrics.requests.set(self._requests)
         pictures = None
         try:
-            wanted = await asyncio.to_thread(read_request, request, self._limits)
+            wanted = await asyncio.to_thread(
+                read_request, request, self._limits, self._codec.sizes
+            )
             log.info(
                 "reconstruction asked for",
                 face_id=wanted.face_id,
