@@ -192,9 +192,7 @@ async def _tell_story(
         task = progress.add_task("reconstructing", total=len(LAYERS) * len(faces))
         stub = decoder_pb2_grpc.CloudDecoderStub(decoder)
         for face in faces.values():
-            request = decoder_pb2.ReconstructRequest(
-                face_id=face.info.face_id, size=1024, purpose="demo"
-            )
+            request = decoder_pb2.ReconstructRequest(face_id=face.info.face_id, purpose="demo")
             with sfic_errors("decoder"):
                 async for level in stub.Reconstruct(request, timeout=_ANSWER_SECONDS):
                     name = common_pb2.Layer.Name(level.level).removeprefix("LAYER_").lower()

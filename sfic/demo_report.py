@@ -140,7 +140,7 @@ def _row(
     large, small = ImageFont.load_default(56), ImageFont.load_default(40)
     for number, (pixels, (title, detail)) in enumerate(zip(panels, captions, strict=True)):
         left = _GAP + number * (_SIDE + _GAP)
-        row.paste(Image.fromarray(pixels), (left, _GAP))
+        row.paste(Image.fromarray(pixels).resize((_SIDE, _SIDE)), (left, _GAP))
         draw.text((left + 8, _SIDE + _GAP + 14), title, fill="black", font=large)
         draw.text((left + 8, _SIDE + _GAP + 84), detail, fill=(90, 90, 90), font=small)
     return row

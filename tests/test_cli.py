@@ -136,7 +136,7 @@ def test_wrong_input_is_one_line_and_code_2(sfic: Any, tmp_path: Path) -> None:
     sfic("analyze", text).fails(2)
     sfic("decode", text, "-o", tmp_path / "x.png").fails(2)
     sfic("decode", text).fails(2, "--output")
-    sfic("decode", text, "-o", tmp_path / "x.png", "--size", 100).fails(2, "128, 256, 512 or 1024")
+    sfic("decode", text, "-o", tmp_path / "x.png", "--size", 0).fails(2, "--size")
     sfic("decode", text, "-o", tmp_path / "x.docx").fails(2, "x.docx")
     sfic("decode", text, "-o", tmp_path / "x.png", "--layers", "top").fails(2, "--layers")
     sfic("reconstruct", "X", "-o", "x.docx").fails(2, "x.docx")
@@ -232,6 +232,7 @@ def test_decode_writes_the_layer_and_size_asked_for(
         assert pictures[layers].shape == (128, 128, 3)
     assert (pictures["basic"] != pictures["middle"]).any()
     assert (pictures["middle"] != pictures["enhanced"]).any()
+    sfic("decode", face_file, "--size", 100, "-o", tmp_path / "x.png").fails(2, "100", "1024")
     assert sfic("decode", face_file, "-o", tmp_path / "full.jpg").code == 0
     assert Image.open(tmp_path / "full.jpg").size == (1024, 1024)
 

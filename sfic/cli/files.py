@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from sfic.codec import Analysis
     from sfic.face import EncodedFace
 
-__all__ = ["LayerName", "Provider", "add_to", "save_picture"]
+__all__ = ["LayerName", "Provider", "Size", "add_to", "save_picture"]
 
-SIZES = (128, 256, 512, 1024)
 _MEGAPIXEL = 1024 * 1024
 
 
@@ -45,8 +44,14 @@ class Provider(str, Enum):
     cuda = "cuda"
 
 
-_InputFile = typer.Argument(exists=True, dir_okay=False, readable=True, show_default=False)
-_Sfic = Annotated[Path, _InputFile]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        show_default="the largest",
+        help="Side of the picture; with the bundle that ships 128, 256, 512 or 1024.",
+    ),
+]
 _Provider = Annotated[
     Provider,
     typer.Option(help="Where the networks run; auto takes a GPU when there is one."),
@@ -126,12 +131,10 @@ def decode(
     layers: Annotated[
         LayerName, typer.Option(help="Highest layer to use; lower ones are used too.")
     ] = LayerName.enhanced,
-    size: Annotated[int, typer.Option(help="Side of the picture: 128, 256, 512 or 1024.")] = 1024,
+    size: Size = None,
     provider: _Provider = Provider.auto,
 ) -> None:
     """Reconstruct faces from a .sfic file."""
-    if size not in SIZES:
-        raise InvalidInput(f"--size {size}: one of {', '.join(map(str, SIZES))}")
     _check_suffix(output)
     from sfic.container import read_container
 
@@ -147,7 +150,8 @@ def decode(
         several = len(chosen) > 1
         target = output.with_stem(f"{output.stem}-{number}") if several else output
         save_picture(target, pixels)
-        typer.echo(f"wrote {target} ({size}x{size}, {layers.value}, {codec.provider})")
+        side = pixels.shape[0]
+        typer.echo(f"wrote {target} ({side}x{side}, {layers.value}, {codec.provider})")
 
 
 def info(

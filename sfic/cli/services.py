@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sfic.cli.files import SIZES, LayerName, Provider
+from sfic.cli.files import LayerName, Provider, Size
 from sfic.errors import InvalidInput, NoFaceFound, SficError
 
 __all__ = ["add_to"]
@@ -204,13 +204,11 @@ def reconstruct(
     layers: Annotated[
         LayerName, typer.Option(help="Highest layer to fetch and use.")
     ] = LayerName.enhanced,
-    size: Annotated[int, typer.Option(help="Side of the picture: 128, 256, 512 or 1024.")] = 1024,
+    size: Size = None,
     decoder: Annotated[str, typer.Option(help="Address of the decoder.")] = DECODER,
     purpose: Annotated[str, typer.Option(help="Why; kept in the decoder's log.")] = "",
 ) -> None:
     """Reconstruct a face that an edge keeps, through a running decoder."""
-    if size not in SIZES:
-        raise InvalidInput(f"--size {size}: one of {', '.join(map(str, SIZES))}")
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
     if output.suffix.lower() not in formats:
         raise InvalidInput(f"{output}: write to a file that ends in .png or .jpg")
@@ -223,7 +221,7 @@ def reconstruct(
         face_id=face_id,
         highest=f"LAYER_{layers.value.upper()}",
         final_only=True,
-        size=size,
+        size=size or 0,
         format=f"PICTURE_FORMAT_{formats[output.suffix.lower()]}",
         purpose=purpose,
     )
