@@ -1,10 +1,11 @@
-"""Train the integer entropy model on the symbols of a trained codec.
+"""Train the entropy model on the symbols of a trained codec.
 
-    python -m training.train_entropy --checkpoint ... --out models/
+    python -m training.train_entropy --checkpoint ... --out models/ --minutes 12
 
-The loss is the cost in bits by the very frequency tables that the range coder uses, interpolated
-between neighbouring tables; weights and activations are rounded in training as they will be in
-`sfic.entropy.model`, so integer and float cost the same.
+The loss is the cost in bits by the very frequency tables that the range coder uses; weights and
+activations are rounded in training as they will be in `sfic.entropy`, so integer and float cost the
+same. `--model mlp` and `--model factorised` train what the transformer is compared with; they write
+no model.
 """
 
 from __future__ import annotations
@@ -13,21 +14,17 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sfic.entropy.model import (
-    ACTIVATION_MAX,
-    SYMBOL_CLIP,
-    EntropyModel,
-    LayerSymbols,
-    checkerboard,
-)
-from sfic.entropy.tables import RADIUS, TableSet, default_scales, gaussian_tables
+from sfic.entropy.model import GROUP, VECTORS, EntropyModel, LayerSymbols
+from sfic.entropy.tables import TableSet, default_scales, gaussian_tables
 from training.codec_checkpoint import (
     RATE_COUNT,
     SymbolSet,
@@ -36,214 +33,184 @@ from training.codec_checkpoint import (
     load_codec,
     load_generator,
 )
-from training.data import cache_dir, picture_array, read_index
+from training.data import picture_array, read_index
+from training.entropy_base import FRACTIONS, TableCost, fit_base, fit_units
+from training.entropy_baselines import Factorised, HiddenLayers
+from training.entropy_network import EntropyTransformer
 
-FRACTIONS = 8
-SUMMARY = 48
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round to nearest, halves up, with the gradient of the identity."""
-    return x + (torch.floor(x + 0.5) - x).detach()
+STEPS_OF = {"basic": 3, "middle": 2, "enhanced": 1}
+DEV_PICTURES = 300
 
 
-class RoundedNet(nn.Module):
-    """The float twin of `IntegerNet`: activations in sixteenths, weights in 1/64."""
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        super().__init__()
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
-        self.weights = nn.ParameterList(
-            [nn.Parameter(torch.randn(o, i) * math.sqrt(1.0 / i)) for i, o in pairs]
-        )
-        self.biases = nn.ParameterList(
-            [nn.Parameter(torch.zeros(RATE_COUNT, o)) for _, o in pairs]
-        )
-        with torch.no_grad():
-            self.weights[-1].mul_(0.1)
-
-    def weight_units(self, i: int) -> Tensor:
-        return round_ste(self.weights[i] * 64.0).clamp(-127, 127)
-
-    def bias_units(self, i: int) -> Tensor:
-        return round_ste(self.biases[i] * 1024.0)
-
-    def forward(self, x: Tensor, rate: Tensor) -> Tensor:
-        """x: [n, in] in sixteenths (integers), rate: [n] 0..8 -> [n, out] in eighths, rounded."""
-        last = len(self.weights) - 1
-        for i in range(last + 1):
-            total = x @ self.weight_units(i).T + self.bias_units(i)[rate]
-            if i == last:
-                return round_ste(total / 128.0)
-            x = round_ste(total / 64.0).clamp(0, ACTIVATION_MAX)
-        raise AssertionError
-
-    def integers(self) -> tuple[list[npt.NDArray[np.int8]], list[npt.NDArray[np.int32]]]:
-        weights = [self.weight_units(i).detach().numpy() for i in range(len(self.weights))]
-        biases = [self.bias_units(i).detach().numpy() for i in range(len(self.biases))]
-        return [w.astype(np.int8) for w in weights], [b.astype(np.int32) for b in biases]
-
-
-class TableCost(nn.Module):
-    """Bits of symbols as a piecewise linear function of mean and scale index."""
-
-    def __init__(self, tables: TableSet) -> None:
-        super().__init__()
-        residuals = np.arange(-RADIUS, RADIUS + 1)
-        bits = tables.bits(residuals[None, :], np.arange(len(tables))[:, None])
-        self.count = tables.scale_count
-        grid = torch.from_numpy(bits.astype(np.float32))
-        self.register_buffer("grid", grid.reshape(self.count, FRACTIONS, -1))
-
-    def at(self, symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """Integer-valued mean (eighths) and scale index: exactly what the coder pays."""
-        offset = torch.floor((mean + FRACTIONS // 2) / FRACTIONS)
-        part = (mean - offset * FRACTIONS + FRACTIONS // 2).long()
-        residual = (symbols - offset).clamp(-RADIUS, RADIUS).long() + RADIUS
-        return self.grid[scale.long(), part, residual]
-
-    def forward(self, symbols: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """Straight-through: the value at the rounded point, slopes from its neighbours."""
-        mean = mean.clamp(-500, 500)
-        scale_in = scale.clamp(0, self.count - 1)
-        m, s = mean.detach(), scale_in.detach()
-        with torch.no_grad():
-            value = self.at(symbols, m, s)
-            up = self.at(symbols, m, (s + 1).clamp(max=self.count - 1))
-            down = self.at(symbols, m, (s - 1).clamp(min=0))
-            right, left = self.at(symbols, m + 2, s), self.at(symbols, m - 2, s)
-            slope_s, slope_m = (up - down) / 2, (right - left) / 4
-        # Outside the clamp the slope still points back inside.
-        return value + slope_s * (scale - scale.detach()) + slope_m * (mean - m)
-
-
-class EntropyNets(nn.Module):
-    """All networks and base tables, in float with the roundings of the integer model."""
-
-    def __init__(self, sizes: dict[str, tuple[int, ...]], start_scale: float) -> None:
-        super().__init__()
-        b, m, e = (sizes[k][0] for k in ("basic", "middle", "enhanced"))
-        c, s, _ = sizes["spatial"]
-        self.sizes = sizes
-        self.base = nn.ParameterDict()
-        for name, size in sizes.items():
-            start = torch.zeros(RATE_COUNT, 2, int(np.prod(size)))
-            start[:, 1] = start_scale / 8.0
-            self.base[name] = nn.Parameter(start)
-        self.nets = nn.ModuleDict(
-            {
-                "middle": RoundedNet((b, 256, 2 * m)),
-                "enhanced": RoundedNet((b + m, 256, 2 * e)),
-                "summary": RoundedNet((b + m + e, 128, SUMMARY)),
-                "first": RoundedNet((SUMMARY + c, 64, 2 * c)),
-                "second": RoundedNet((SUMMARY + 5 * c, 96, 2 * c)),
-            }
-        )
-        self.register_buffer("first_cells", torch.from_numpy(checkerboard(s)))
-
-    def base_units(self, name: str, rate: Tensor) -> Tensor:
-        """[n, 2, size]: mean in eighths, scale index."""
-        return round_ste(self.base[name] * 8.0)[rate]
-
-    def forward(
-        self, parts: dict[str, Tensor], rate: Tensor, cost: TableCost
-    ) -> dict[str, Tensor]:
-        """parts: float-valued integer symbols; rate: [n] 0..8 -> bits [n] of each part."""
-        n = len(rate)
-        x = {k: v.clamp(-SYMBOL_CLIP, SYMBOL_CLIP) * 4.0 for k, v in parts.items()}
-        bits: dict[str, Tensor] = {}
-        base = self.base_units("basic", rate)
-        bits["basic"] = cost(parts["basic"], base[:, 0], base[:, 1]).sum(dim=1)
-        lower = x["basic"]
-        for name in ("middle", "enhanced"):
-            out = self.nets[name](lower, rate).unflatten(1, (2, -1))
-            own = self.base_units(name, rate) + out
-            bits[name] = cost(parts[name], own[:, 0], own[:, 1]).sum(dim=1)
-            lower = torch.cat((lower, x[name]), dim=1)
-        summary = self.nets["summary"](lower, rate).clamp(0, ACTIVATION_MAX)  # [n, G]
-        c, s, _ = self.sizes["spatial"]
-        base = self.base_units("spatial", rate).unflatten(2, (c, s * s))  # [n, 2, C, S S]
-        place = base[:, 1].detach().clamp(0, ACTIVATION_MAX).transpose(1, 2)  # [n, S S, C]
-        rows = summary[:, None].expand(n, s * s, -1)
-        code = x["spatial"]  # [n, C, S, S]
-        half = code * self.first_cells.reshape(1, 1, s, s)
-        padded = nn.functional.pad(half, (1, 1, 1, 1))
-        views = torch.cat(
-            (padded[:, :, :-2, 1:-1], padded[:, :, 2:, 1:-1], padded[:, :, 1:-1, :-2],
-             padded[:, :, 1:-1, 2:]), dim=1,
-        ).flatten(2).transpose(1, 2)  # [n, S S, 4 C]
-        symbols = parts["spatial"].flatten(2).transpose(1, 2)  # [n, S S, C]
-        total = torch.zeros(n)
-        for net, cells, inputs in (
-            ("first", self.first_cells, (rows, place)),
-            ("second", ~self.first_cells, (rows, place, views)),
-        ):
-            joined = torch.cat(inputs, dim=2)[:, cells]  # [n, k, in]
-            k = joined.shape[1]
-            out = self.nets[net](joined.flatten(0, 1), rate.repeat_interleave(k))
-            out = out.unflatten(0, (n, k)).unflatten(2, (2, c))  # [n, k, 2, C]
-            own = base.permute(0, 3, 1, 2)[:, cells] + out  # [n, k, 2, C]
-            cell_bits = cost(symbols[:, cells], own[:, :, 0], own[:, :, 1])
-            total = total + cell_bits.sum(dim=(1, 2))
-        bits["spatial"] = total
-        return bits
-
-    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """What `EntropyModel.from_arrays` reads."""
-        arrays: dict[str, npt.NDArray[np.generic]] = {}
-        for name, net in self.nets.items():
-            weights, biases = net.integers()
-            arrays[f"{name}.layers"] = np.array(len(weights))
-            for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-                arrays[f"{name}.weight{i}"], arrays[f"{name}.bias{i}"] = weight, bias
-        for name, value in self.base.items():
-            arrays[f"base.{name}"] = torch.floor(value.detach() * 8 + 0.5).int().numpy().astype(np.int16)
-            arrays[f"size.{name}"] = np.array(self.sizes[name])
-        return arrays
-
-
-def as_batch(data: SymbolSet, index: npt.NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
+def as_batch(
+    data: SymbolSet, index: npt.NDArray[np.int64]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Symbols as floats, and rates 0..8."""
     parts = {k: torch.from_numpy(v[index].astype(np.float32)) for k, v in data.parts.items()}
     return parts, torch.from_numpy(data.rate[index] - 1)
 
 
-def evaluate(nets: EntropyNets, cost: TableCost, data: SymbolSet) -> dict[str, list[float]]:
-    """Mean bytes of each part by rate."""
+def evaluate(model: nn.Module, cost: TableCost, data: SymbolSet) -> dict[str, list[float]]:
+    """Mean bytes of each part by rate, and of all."""
     sums = {k: np.zeros(RATE_COUNT) for k in data.parts}
+    model.eval()
     with torch.no_grad():
-        for start in range(0, len(data.rate), 64):
-            index = np.arange(start, min(start + 64, len(data.rate)))
+        for start in range(0, len(data.rate), 32):
+            index = np.arange(start, min(start + 32, len(data.rate)))
             parts, rate = as_batch(data, index)
-            for name, bits in nets(parts, rate, cost).items():
+            for name, bits in model(parts, rate, cost).items():
                 np.add.at(sums[name], data.rate[index] - 1, bits.numpy() / 8)
+    model.train()
     count = np.maximum(np.bincount(data.rate - 1, minlength=RATE_COUNT), 1)
-    return {k: [round(float(x), 1) for x in v / count] for k, v in sums.items()}
+    sums["all"] = sum(sums.values(), np.zeros(RATE_COUNT))
+    means = {k: [round(float(x), 1) for x in v / count] for k, v in sums.items()}
+    means["mean"] = [round(float(sums["all"].sum() / count.sum()), 2)]
+    return means
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--input", type=int, default=128, help="side of the encoder's input")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--rates-each", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=0, help="use only so many training pictures")
-    parser.add_argument("--seed", type=int, default=5)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    codec, generator = load_codec(args.checkpoint), load_generator()
-    folder = cache_dir() / "symbols"
-    folder.mkdir(exist_ok=True)
+def collect(args: argparse.Namespace) -> tuple[dict[str, SymbolSet], dict[str, npt.NDArray[np.float32]]]:
+    """Symbols of the training and dev pictures; kept in `--symbols` when that is given."""
+    codec = load_codec(args.checkpoint)
+    gains = gain_tables(codec)
     sets: dict[str, SymbolSet] = {}
-    for split, each, limit in (("train", args.rates_each, args.limit), ("dev", 2, 300)):
+    for split, each, limit in (
+        ("train", args.rates_each, args.limit),
+        ("dev", 2, DEV_PICTURES),
+    ):
+        path = args.symbols / f"{split}.npz" if args.symbols else None
+        if path and path.exists():
+            sets[split] = SymbolSet.load(path)
+            continue
         pictures = picture_array(read_index(split), 256, split)
         if limit:
             pictures = pictures[np.random.default_rng(0).permutation(len(pictures))[:limit]]
         sets[split] = collect_symbols(
-            codec, generator, pictures, args.input, each, flips=split == "train"
+            codec, load_generator(), pictures, args.input, each, flips=split == "train"
         )
-    train, dev = sets["train"], sets["dev"]
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sets[split].save(path)
+    return sets, gains
+
+
+def sizes_of(data: SymbolSet) -> dict[str, tuple[int, ...]]:
+    """Sizes of the parts."""
+    return {name: tuple(values.shape[1:]) for name, values in data.parts.items()}
+
+
+def steps_of(sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Tokens in each step: as even as can be."""
+    steps = {}
+    for part in VECTORS:
+        tokens, count = sizes[part][0] // GROUP, STEPS_OF[part]
+        ends = [round(tokens * (i + 1) / count) for i in range(count)]
+        steps[part] = tuple(int(x) for x in np.diff([0, *ends]))
+    return steps
+
+
+def train(
+    model: nn.Module, cost: TableCost, data: SymbolSet, dev: SymbolSet, args: argparse.Namespace
+) -> None:
+    """Move the model by `--steps` steps, or for `--minutes`, whichever ends first."""
+    base = [p for n, p in model.named_parameters() if n.startswith("base.")]
+    net = [p for n, p in model.named_parameters() if not n.startswith("base.")]
+    groups = [{"params": base, "lr": args.lr_base, "weight_decay": 0.0}]
+    if net:
+        groups.append({"params": net, "lr": args.lr, "weight_decay": args.decay})
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    start_rates = [group["lr"] for group in optimiser.param_groups]
+    usual = torch.zeros(RATE_COUNT)
+    counted = torch.zeros(RATE_COUNT)
+    rng = np.random.default_rng(args.seed)
+    begin = time.monotonic()
+    model.train()
+    sampled = isinstance(model, EntropyTransformer)
+    order = np.empty(0, np.int64)
+    for step in range(args.steps):
+        done = max(step / args.steps, (time.monotonic() - begin) / (60 * args.minutes))
+        if done >= 1.0:
+            break
+        factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-3
+        for group, rate0 in zip(optimiser.param_groups, start_rates, strict=True):
+            group["lr"] = rate0 * factor
+        if len(order) < args.batch:
+            order = rng.permutation(len(data.rate))
+        index, order = order[: args.batch], order[args.batch :]
+        parts, rate = as_batch(data, index)
+        if sampled:
+            # Two of the four steps of the spatial code at a time: half the work, the same mean.
+            few = tuple(int(i) for i in rng.permutation(4)[:2])
+            bits = model(parts, rate, cost, few)
+        else:
+            bits = model(parts, rate, cost)
+        total = torch.stack(list(bits.values())).sum(dim=0)  # [n]
+        with torch.no_grad():
+            usual.index_add_(0, rate, total)
+            counted.index_add_(0, rate, torch.ones_like(total))
+        # A tenth less counts the same at every rate, with some weight on bytes as such.
+        weight = 1.0 / (usual / counted.clamp_min(1))[rate] + 1.0 / (usual.sum() / counted.sum())
+        loss = (total * weight).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net or base, 1.0)
+        optimiser.step()
+        if step % args.log_every == args.log_every - 1:
+            line: dict[str, object] = {"step": step + 1, "s": round(time.monotonic() - begin)}
+            line |= {k: round(float(v.detach().mean()) / 8, 1) for k, v in bits.items()}
+            if args.dev_every and (step + 1) % args.dev_every == 0:
+                line |= {"dev": evaluate(model, cost, dev)["mean"]}
+            print(json.dumps(line), flush=True)
+    model.eval()
+
+
+def difference(
+    model: EntropyModel, network: EntropyTransformer, cost: TableCost, data: SymbolSet, count: int
+) -> float:
+    """Largest difference in bits of a part between the integer model and the one trained."""
+    worst = 0.0
+    with torch.no_grad():
+        parts, rate = as_batch(data, np.arange(count))
+        expected = network(parts, rate, cost)
+    for i in range(count):
+        symbols = LayerSymbols({k: v[i].astype(np.int32) for k, v in data.parts.items()})
+        for layer in VECTORS:
+            for part, bits in model.bits(layer, int(data.rate[i]), symbols).items():
+                worst = max(worst, abs(float(bits.sum()) - float(expected[part][i])))
+    return worst
+
+
+def build(
+    args: argparse.Namespace, data: SymbolSet, cost: TableCost, gains: dict[str, npt.NDArray[np.float32]]
+) -> nn.Module:
+    """The model that `--model` names, at its start."""
+    base, sizes = fit_base(data, cost), sizes_of(data)
+    if args.model == "factorised":
+        return Factorised(base)
+    if args.model == "mlp":
+        return HiddenLayers(sizes, base)
+    inputs, outputs = fit_units(data, gains)
+    return EntropyTransformer(
+        sizes, base, inputs, outputs, steps_of(sizes),
+        width=args.width, vector_blocks=args.vector_blocks,
+        spatial_blocks=args.spatial_blocks, dropout=args.dropout,
+    )
+
+
+def train(
+    codec: FaceCodec,
+    sets: dict[str, SymbolSet],
+    steps: int,
+    seed: int = 5,
+    report: Callable[[dict[str, Any]], None] = lambda line: print(json.dumps(line), flush=True),
+) -> tuple[dict[str, npt.NDArray[np.generic]], TableSet, dict[str, Any]]:
+    """Fit the model to the symbols of `sets` ("train" and "dev").
+
+    Returns the arrays of entropy.npz (gains included), the tables, and a report: bytes by rate on
+    the dev symbols, and how far the integer model is from what training computed. `report` is
+    given a line each 100 steps.
+    """
+    torch.manual_seed(seed)
+    train_set, dev = sets["train"], sets["dev"]
     tables = gaussian_tables(default_scales(), FRACTIONS)
     cost = TableCost(tables)
     s = codec.shape
@@ -261,13 +228,13 @@ def main() -> None:
         [{"params": base, "lr": 0.05}, {"params": list(nets.nets.parameters()), "lr": 2e-3}]
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, [0.05, 2e-3], total_steps=args.steps, pct_start=0.1
+        optimiser, [0.05, 2e-3], total_steps=steps, pct_start=0.1
     )
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(seed)
     begin = time.monotonic()
-    for step in range(args.steps):
-        index = rng.integers(0, len(train.rate), 48)
-        parts, rate = as_batch(train, index)
+    for step in range(steps):
+        index = rng.integers(0, len(train_set.rate), 48)
+        parts, rate = as_batch(train_set, index)
         bits = nets(parts, rate, cost)
         loss = sum(bits.values(), torch.zeros(())).mean() / 1000
         optimiser.zero_grad()
@@ -276,26 +243,68 @@ def main() -> None:
         schedule.step()
         if step % 100 == 99:
             line = {k: round(float(v.detach().mean()) / 8, 1) for k, v in bits.items()}
-            print(json.dumps({"step": step + 1, "s": round(time.monotonic() - begin), **line}), flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
+            report({"step": step + 1, "s": round(time.monotonic() - begin), **line})
     arrays = nets.arrays() | {f"gain.{k}": v for k, v in gain_tables(codec).items()}
-    np.savez_compressed(args.out / "entropy.npz", **arrays)
-    tables.save(args.out / "tables.npz")
-    report = {"dev_bytes_by_rate": evaluate(nets, cost, dev)}
-    model = EntropyModel.from_arrays(arrays, tables)
-    check = 0.0
-    with torch.no_grad():
-        parts, rate = as_batch(dev, np.arange(16))
-        expected = nets(parts, rate, cost)
-    for i in range(16):
+    found = {
+        "dev_bytes_by_rate": evaluate(nets, cost, dev),
+        "largest_difference_integer_to_training_bits": integer_error(
+            nets, cost, EntropyModel.from_arrays(arrays, tables), dev
+        ),
+    }
+    return arrays, tables, found
+
+
+@torch.no_grad()
+def integer_error(
+    nets: EntropyNets, cost: TableCost, model: EntropyModel, dev: SymbolSet, count: int = 16
+) -> float:
+    """Largest difference in bits between the integer model and training's cost of a part."""
+    count = min(count, len(dev.rate))
+    parts, rate = as_batch(dev, np.arange(count))
+    expected = nets(parts, rate, cost)
+    worst = 0.0
+    for i in range(count):
         symbols = LayerSymbols({k: v[i].astype(np.int32) for k, v in dev.parts.items()})
         costs: dict[str, float] = {}
         for layer in ("basic", "middle", "enhanced"):
             got = model.bits(layer, int(dev.rate[i]), symbols)
             costs |= {k: float(v.sum()) for k, v in got.items()}
-        check = max(check, *(abs(costs[k] - float(expected[k][i])) for k in costs))
-    report["largest_difference_integer_to_training_bits"] = check
-    print(json.dumps(report))
+        worst = max(worst, *(abs(costs[k] - float(expected[k][i])) for k in costs))
+    return worst
+
+
+def save(
+    folder: Path, arrays: dict[str, npt.NDArray[np.generic]], tables: TableSet
+) -> None:
+    """Write entropy.npz and tables.npz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "entropy.npz", **arrays)
+    tables.save(folder / "tables.npz")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--input", type=int, default=128, help="side of the encoder's input")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rates-each", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=0, help="use only so many training pictures")
+    parser.add_argument("--seed", type=int, default=5)
+    args = parser.parse_args()
+    codec, generator = load_codec(args.checkpoint), load_generator()
+    sets: dict[str, SymbolSet] = {}
+    for split, each, limit in (("train", args.rates_each, args.limit), ("dev", 2, 300)):
+        pictures = picture_array(read_index(split), 256, split)
+        if limit:
+            pictures = pictures[np.random.default_rng(0).permutation(len(pictures))[:limit]]
+        sets[split] = collect_symbols(
+            codec, generator, pictures, args.input, each, flips=split == "train"
+        )
+    arrays, tables, found = train(codec, sets, args.steps, args.seed)
+    save(args.out, arrays, tables)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

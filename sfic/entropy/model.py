@@ -1,28 +1,27 @@
-"""The entropy model: integer networks that say, symbol by symbol, which frequency table to use.
+"""The entropy model: says, step by step, with which frequency table each symbol is coded.
 
-A layer's means and scales are predicted from the *decoded symbols* of the lower layers and of the
-parts of the same layer that came before, and from nothing else. All arithmetic is on integers, so
-encoder and decoder agree to the bit on any machine. Networks are trained in `training/` with the
-same roundings; the range coder itself is `sfic.entropy.coder`.
+What belongs here: the order of coding, and the way from a law that the network says to a table.
+The network and its arithmetic are `sfic.entropy.transformer`, the range coder `sfic.entropy.coder`.
 
-    basic      ------------------------------> basic vector
-    basic, rate --> net --> mean, scale -----> middle vector
-    basic, middle, rate --> net -------------> enhanced vector
-    basic, middle, enhanced, rate --> net ---> summary of the face (one vector)
-    summary, place, rate --> net ------------> first half of the cells of the spatial code
-    + the four neighbours' symbols --> net --> second half of the cells (checkerboard)
+A symbol's law depends on the rate, on the *decoded symbols* of the lower layers and of the earlier
+steps of its own layer, and on nothing else; all arithmetic is on integers. So encoder and decoder
+agree to the bit on any machine. Both walk the same steps:
 
-Fixed point, written out because it is part of the format: a symbol enters as `4 * clip(s, -31, 31)`;
-activations are integers 0..127 that stand for sixteenths, weights are int8 that stand for 1/64, so
-a product is in 1/1024; a hidden unit is `clip((W x + b + 32) >> 6, 0, 127)` (an arithmetic shift:
-rounds to nearest, halves up), an output `(W x + b + 64) >> 7`, in eighths: of a quantiser step for
-means, of a scale index times 8, that is whole scale indices, for scales.
+    basic     step 0: the rate alone            step 1..: all symbols so far
+    middle    step 0..: basic, and all symbols so far
+    enhanced  step 0..: basic, middle, and all symbols so far
+    spatial   4 steps, one cell of each 2x2 patch a time: all three vectors, and the cells so far
+
+A vector is cut into tokens of 8 symbols; a step is a run of tokens. The cells of a patch come in
+the order upper left, lower right, upper right, lower left: the second half of the cells has all its
+four neighbours before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -30,80 +29,29 @@ import numpy.typing as npt
 
 from sfic.entropy.coder import SymbolDecoder, SymbolEncoder
 from sfic.entropy.tables import TableSet
+from sfic.entropy.transformer import ACTIVATION_MAX, IntegerTransformer, patch_windows
 from sfic.errors import BundleError, InvalidInput
 
-__all__ = ["EntropyModel", "IntegerNet", "LayerSymbols", "PARTS"]
+__all__ = ["GROUP", "PARTS", "QUADRANTS", "VECTORS", "EntropyModel", "LayerSymbols"]
 
 Int32Array = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
 
-SYMBOL_CLIP: Final = 31
-SYMBOL_SHIFT: Final = 2
-ACTIVATION_MAX: Final = 127
-HIDDEN_SHIFT: Final = 6
-OUTPUT_SHIFT: Final = 7
+GROUP: Final = 8
 MEAN_LIMIT: Final = 8 * 64
-RATE_COUNT: Final = 9
+INPUT_SHIFT: Final = 4
+UNIT_MAX: Final = 2000
+GAIN_SHIFT: Final = 7
+SCALE_SHIFT: Final = 2
+VECTORS: Final = ("basic", "middle", "enhanced")
+# (row, column) in its patch of the cell that a step codes.
+QUADRANTS: Final = ((0, 0), (1, 1), (0, 1), (1, 0))
 # The parts of the three layers in the order of coding.
 PARTS: Final[dict[str, tuple[str, ...]]] = {
     "basic": ("basic",),
     "middle": ("middle",),
     "enhanced": ("enhanced", "spatial"),
 }
-
-
-def _dense(weight: npt.NDArray[np.float32], x: npt.NDArray[np.float32]) -> Int32Array:
-    """Exact integer product in float32: every sum stays below 2**24 (checked when loaded).
-
-    weight: [out, in], x: [n, in], both integer-valued -> int32 [n, out].
-    """
-    product: npt.NDArray[np.float32] = x @ weight.T
-    return product.astype(np.int32)
-
-
-class IntegerNet:
-    """One hidden layer, or none, in fixed point; biases depend on the rate.
-
-    Weights are int8 [out, in]; biases int32 [rates, out].
-    """
-
-    def __init__(self, weights: list[npt.NDArray[np.int8]], biases: list[Int32Array]) -> None:
-        """Take the integers; BundleError when a sum could leave what float32 holds exactly."""
-        for weight in weights:
-            if np.abs(weight.astype(np.int64)).sum(axis=1).max() * ACTIVATION_MAX >= 1 << 24:
-                raise BundleError("entropy network: weights are too large to be exact")
-        self.weights = [np.ascontiguousarray(w, dtype=np.float32) for w in weights]
-        self.biases = [b.astype(np.int32) for b in biases]
-
-    def __call__(self, x: Int32Array, rate: int) -> Int32Array:
-        """x: int32 [n, in] activations, rate 1..9 -> int32 [n, out]."""
-        last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            total = _dense(weight, x.astype(np.float32)) + bias[rate - 1]  # [n, out]
-            if i == last:
-                return (total + (1 << OUTPUT_SHIFT - 1)) >> OUTPUT_SHIFT
-            x = np.clip((total + (1 << HIDDEN_SHIFT - 1)) >> HIDDEN_SHIFT, 0, ACTIVATION_MAX)
-        raise BundleError("entropy network without layers")
-
-
-def as_activations(symbols: npt.NDArray[Any]) -> Int32Array:
-    """Symbols as network inputs: clipped and scaled, int32 of the same shape."""
-    clipped = np.clip(symbols, -SYMBOL_CLIP, SYMBOL_CLIP).astype(np.int32)
-    return clipped << SYMBOL_SHIFT
-
-
-def checkerboard(size: int) -> npt.NDArray[np.bool_]:
-    """[size * size] True for the cells coded first."""
-    y, x = np.divmod(np.arange(size * size), size)
-    return (x + y) % 2 == 0
-
-
-def neighbour_inputs(code: Int32Array) -> Int32Array:
-    """code: [C, S, S] activations -> [S * S, 4 C]: those of the cells above, below, left, right."""
-    c, s, _ = code.shape
-    padded = np.zeros((c, s + 2, s + 2), np.int32)
-    padded[:, 1:-1, 1:-1] = code
-    views = (padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
-    return np.stack(views).reshape(4 * c, s * s).T  # [S S, 4 C]
 
 
 @dataclass(frozen=True)
@@ -117,150 +65,175 @@ class LayerSymbols:
         return np.concatenate([self.parts[p].reshape(-1) for p in PARTS[layer]])
 
 
+@dataclass(frozen=True)
+class Step:
+    """Symbols coded at once: places int [n] in the flattened part, and what to code them with."""
+
+    part: str
+    places: npt.NDArray[np.intp]
+    offset: Int32Array
+    table: Int32Array
+
+
 class EntropyModel:
     """Codes and decodes the symbols of each layer, given the layers below.
 
-    `tables`: the frequency tables. `nets`: middle, enhanced, summary, first, second. `base`: for
-    each part the mean (eighths of a step) and the scale index of each symbol without context,
-    int32 [rates, 2, n]. `sizes`: number of symbols of each part; spatial as (C, S, S).
+    Arrays: `size.*`: sizes of the parts. `base.*` int [9, 2, n]: mean (eighths of a step) and scale
+    index of each symbol without context. `input.*` and `output.*` int [9, n] (spatial: [9, C]):
+    units of a symbol as an activation, and of a law as a mean. `steps.*`: tokens in each step.
+    `net.*`: the transformer.
     """
 
-    def __init__(
-        self,
-        tables: TableSet,
-        nets: Mapping[str, IntegerNet],
-        base: Mapping[str, Int32Array],
-        sizes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        """Take the parts; all are plain integers."""
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> None:
+        """Use `from_arrays`."""
         self.tables = tables
-        self.nets = nets
-        self.base = base
-        self.sizes = sizes
-        c, s, _ = sizes["spatial"]
-        self._first = checkerboard(s)
-        self._channels, self._side = c, s
+        parts = [part for layer in PARTS.values() for part in layer]
+        self.sizes = {part: tuple(int(x) for x in arrays[f"size.{part}"]) for part in parts}
+        self._base = {part: arrays[f"base.{part}"].astype(np.int32) for part in parts}
+        self._input = {part: arrays[f"input.{part}"].astype(np.float32) for part in parts}
+        self._output = {part: arrays[f"output.{part}"].astype(np.float32) for part in parts}
+        units = [*self._input.values(), *self._output.values()]
+        if max(float(np.abs(unit).max()) for unit in units) > UNIT_MAX:
+            raise BundleError(f"units of the entropy model are beyond {UNIT_MAX}")
+        self._counts = {part: [int(x) for x in arrays[f"steps.{part}"]] for part in VECTORS}
+        self._first = {}  # number of a part's first token
+        first = 0
+        for part in VECTORS:
+            self._first[part] = first
+            first += sum(self._counts[part])
+            if sum(self._counts[part]) * GROUP != self.sizes[part][0]:
+                raise BundleError(f"steps of {part} do not cover its {self.sizes[part]} symbols")
+        self._net = IntegerTransformer(arrays)
+        c, s, _ = self.sizes["spatial"]
+        cells = np.arange(c * s * s).reshape(c, s, s)
+        self._cells = [
+            np.ascontiguousarray(cells[:, y::2, x::2].reshape(c, -1).T).reshape(-1)
+            for y, x in QUADRANTS
+        ]  # each [patches * C], channels last
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
+        """From the arrays of `models/entropy.npz`; BundleError when they are not a model."""
+        try:
+            return cls(arrays, tables)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise BundleError(f"entropy model: {error}") from error
 
     # -- what both directions share
 
-    def _place(self, means: Int32Array, scales: Int32Array) -> tuple[Int32Array, Int32Array]:
-        """-> (offset, table index) of each symbol."""
-        means = np.clip(means, -MEAN_LIMIT, MEAN_LIMIT)
-        scales = np.clip(scales, 0, self.tables.scale_count - 1)
-        return self.tables.locate(means, scales)
+    def _steps(self, layer: str, rate: int, known: Mapping[str, Int32Array]) -> Iterator[Step]:
+        """The steps of a layer in order; by the next, `known` has to hold the last one's symbols.
 
-    def _vector_context(
-        self, part: str, rate: int, known: Mapping[str, Int32Array]
-    ) -> tuple[Int32Array, Int32Array]:
-        base = self.base[part][rate - 1]  # [2, n]
-        if part == "basic":
-            return self._place(base[0], base[1])
-        lower = ("basic",) if part == "middle" else ("basic", "middle")
-        x = np.concatenate([as_activations(known[p]) for p in lower])[None]  # [1, L]
-        out = self.nets[part](x, rate)[0].reshape(2, -1)  # [2, n]
-        return self._place(base[0] + out[0], base[1] + out[1])
-
-    def _spatial_context(
-        self, rate: int, known: Mapping[str, Int32Array], first: Int32Array | None
-    ) -> tuple[Int32Array, Int32Array]:
-        """Contexts of the cells coded first (`first` None) or second, cell by cell, channels last.
-
-        `first`: the spatial code with the cells decoded so far and zeros elsewhere, [C, S, S].
+        Symbols of steps to come are never read.
         """
-        c, s = self._channels, self._side
-        lower = [as_activations(known[p]) for p in ("basic", "middle", "enhanced")]
-        summary = self.nets["summary"](np.concatenate(lower)[None], rate)  # [1, G]
-        summary = np.clip(summary, 0, ACTIVATION_MAX)
-        base = self.base["spatial"][rate - 1].reshape(2, c, s * s)  # [2, C, S S]
-        rows = np.repeat(summary, s * s, axis=0)  # [S S, G]
-        place = np.clip(base[1].T, 0, ACTIVATION_MAX)  # [S S, C]: usual scales tell the place
-        x = np.concatenate((rows, place), axis=1)
-        if first is not None:
-            x = np.concatenate((x, neighbour_inputs(as_activations(first))), axis=1)
-        cells = self._first if first is None else ~self._first
-        net = self.nets["first" if first is None else "second"]
-        out = net(x[cells].astype(np.int32), rate).reshape(-1, 2, c)  # [n, 2, C]
-        own = base[:, :, cells].transpose(2, 0, 1) + out  # [n, 2, C]
-        return self._place(own[:, 0].reshape(-1), own[:, 1].reshape(-1))
+        lower = VECTORS[: VECTORS.index(_parts(layer)[0])]
+        heard = [self._activations(part, rate, known[part]) for part in lower]
+        memory = self._net.start(rate, spatial=False)
+        if heard:
+            tokens = np.concatenate(heard).reshape(-1, GROUP)
+            self._net.remember(memory, tokens, 0, rate, spatial=False)
+        base = self._base[layer][rate - 1]  # [2, n]
+        counts = self._counts[layer]
+        ends = list(accumulate(counts))
+        for i, (count, end) in enumerate(zip(counts, ends, strict=True)):
+            begin = end - count
+            places = np.arange(begin * GROUP, end * GROUP)
+            if not heard:
+                yield self._step(layer, places, base[0, places], base[1, places])
+            else:
+                first = self._first[layer]
+                u, v = self._net.vector_step(
+                    memory,
+                    f"around_{layer}{i}",
+                    np.concatenate(heard),
+                    slice(first + begin, first + end),
+                    rate,
+                )
+                gain = self._output[layer][rate - 1, places]
+                yield self._step(layer, places, *_law(base[:, places], u, v, gain))
+            own = self._activations(layer, rate, known[layer])[places]
+            heard.append(own)
+            if i + 1 < len(counts):
+                tokens = own.reshape(-1, GROUP)
+                self._net.remember(memory, tokens, self._first[layer] + begin, rate, spatial=False)
+        if layer == "enhanced":
+            yield from self._spatial_steps(rate, known, np.concatenate(heard))
+
+    def _spatial_steps(
+        self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
+    ) -> Iterator[Step]:
+        memory = self._net.start(rate, spatial=True)
+        self._net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
+        c = self.sizes["spatial"][0]
+        base = self._base["spatial"][rate - 1]  # [2, C S S]
+        gain = self._output["spatial"][rate - 1]  # [C]
+        so_far = np.zeros(self.sizes["spatial"], np.float32)
+        for i, (y, x) in enumerate(QUADRANTS):
+            u, v = self._net.spatial_step(memory, i, patch_windows(so_far), rate)
+            places = self._cells[i]
+            own = base[:, places].reshape(2, -1, c)
+            mean, scale = _law(own, u, v, gain)
+            yield self._step("spatial", places, mean.reshape(-1), scale.reshape(-1))
+            code = known["spatial"][:, y::2, x::2]
+            so_far[:, y::2, x::2] = self._activations("spatial", rate, code)
+
+    def _activations(self, part: str, rate: int, symbols: Int32Array) -> FloatArray:
+        """Symbols as the network's inputs, of the same shape; integers within +-127."""
+        unit = self._input[part][rate - 1]
+        if part == "spatial":
+            unit = unit[:, None, None]
+        x = np.clip(symbols, -ACTIVATION_MAX, ACTIVATION_MAX).astype(np.float32)
+        x = np.floor(x * unit * np.float32(0.5**INPUT_SHIFT) + np.float32(0.5))
+        return np.clip(x, -ACTIVATION_MAX, ACTIVATION_MAX)
+
+    def _step(
+        self, part: str, places: npt.NDArray[np.intp], mean: Int32Array, scale: Int32Array
+    ) -> Step:
+        mean = np.clip(mean, -MEAN_LIMIT, MEAN_LIMIT)
+        scale = np.clip(scale, 0, self.tables.scale_count - 1)
+        return Step(part, places, *self.tables.locate(mean, scale))
 
     # -- coding
 
     def encode(self, layer: str, rate: int, symbols: LayerSymbols) -> bytes:
         """Payload of one layer; `symbols` holds its parts and those of all lower layers."""
         coder = SymbolEncoder(self.tables)
-        for values, offset, table in self._walk(layer, rate, symbols):
-            coder.put(values - offset, table)
+        for step in self._steps(layer, rate, symbols.parts):
+            values = symbols.parts[step.part].reshape(-1)[step.places]
+            coder.put(values - step.offset, step.table)
         return coder.finish()
 
     def bits(self, layer: str, rate: int, symbols: LayerSymbols) -> dict[str, npt.NDArray[Any]]:
         """What each symbol costs, float64 in the shape of each part of the layer."""
-        costs: dict[str, npt.NDArray[Any]] = {}
-        pieces = [
-            self.tables.bits(values - offset, table)
-            for values, offset, table in self._walk(layer, rate, symbols)
-        ]
-        costs[layer] = pieces[0]
-        if layer == "enhanced":
-            c, s = self._channels, self._side
-            spatial = np.empty((s * s, c))
-            spatial[self._first] = pieces[1].reshape(-1, c)
-            spatial[~self._first] = pieces[2].reshape(-1, c)
-            costs["spatial"] = spatial.T.reshape(c, s, s)
+        costs = {part: np.zeros(self.sizes[part]) for part in _parts(layer)}
+        for step in self._steps(layer, rate, symbols.parts):
+            values = symbols.parts[step.part].reshape(-1)[step.places]
+            cost = self.tables.bits(values - step.offset, step.table)
+            costs[step.part].reshape(-1)[step.places] = cost
         return costs
-
-    def _walk(
-        self, layer: str, rate: int, symbols: LayerSymbols
-    ) -> list[tuple[Int32Array, Int32Array, Int32Array]]:
-        """Symbols, offsets and tables of each piece of a layer whose symbols are known."""
-        if layer not in PARTS:
-            raise InvalidInput(f"unknown layer {layer!r}")
-        known = symbols.parts
-        walk = [(known[layer], *self._vector_context(layer, rate, known))]
-        if layer == "enhanced":
-            code = known["spatial"]  # [C, S, S]
-            flat = code.reshape(self._channels, -1).T  # [S S, C]
-            walk.append((flat[self._first].reshape(-1), *self._spatial_context(rate, known, None)))
-            half = np.where(self._first.reshape(1, self._side, self._side), code, 0)
-            second = self._spatial_context(rate, known, half.astype(np.int32))
-            walk.append((flat[~self._first].reshape(-1), *second))
-        return walk
 
     def decode(self, layer: str, rate: int, payload: bytes, known: LayerSymbols) -> LayerSymbols:
         """The symbols so far plus those of `layer`; PacketError when the payload is not one."""
         coder = SymbolDecoder(payload, self.tables)
         parts = dict(known.parts)
-        offset, table = self._vector_context(layer, rate, parts)
-        parts[layer] = coder.get(table) + offset
-        if layer == "enhanced":
-            c, s = self._channels, self._side
-            flat = np.zeros((s * s, c), np.int32)
-            offset, table = self._spatial_context(rate, parts, None)
-            flat[self._first] = (coder.get(table) + offset).reshape(-1, c)
-            half = np.ascontiguousarray(flat.T).reshape(c, s, s)
-            offset, table = self._spatial_context(rate, parts, half)
-            flat[~self._first] = (coder.get(table) + offset).reshape(-1, c)
-            parts["spatial"] = np.ascontiguousarray(flat.T).reshape(c, s, s)
+        for part in _parts(layer):
+            parts[part] = np.zeros(self.sizes[part], np.int32)
+        for step in self._steps(layer, rate, parts):
+            parts[step.part].reshape(-1)[step.places] = coder.get(step.table) + step.offset
         coder.finish()
         return LayerSymbols(parts)
 
-    # -- files
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
-        """From the arrays of `models/entropy.npz`; BundleError when one is missing."""
-        try:
-            nets: dict[str, IntegerNet] = {}
-            for name in ("middle", "enhanced", "summary", "first", "second"):
-                count = int(arrays[f"{name}.layers"])
-                weights = [arrays[f"{name}.weight{i}"] for i in range(count)]
-                biases = [arrays[f"{name}.bias{i}"] for i in range(count)]
-                nets[name] = IntegerNet(weights, biases)
-            sizes = {
-                part: tuple(int(x) for x in arrays[f"size.{part}"])
-                for parts in PARTS.values()
-                for part in parts
-            }
-            base = {part: arrays[f"base.{part}"].astype(np.int32) for part in sizes}
-        except KeyError as error:
-            raise BundleError(f"entropy model lacks {error}") from error
-        return cls(tables, nets, base, sizes)
+def _parts(layer: str) -> tuple[str, ...]:
+    if layer not in PARTS:
+        raise InvalidInput(f"unknown layer {layer!r}")
+    return PARTS[layer]
+
+
+def _law(
+    base: Int32Array, u: FloatArray, v: FloatArray, gain: FloatArray
+) -> tuple[Int32Array, Int32Array]:
+    """Mean in eighths of a step and scale index; base: int32 [2, ...], the rest of one symbol."""
+    mean = np.floor((u * gain + np.float32(1 << GAIN_SHIFT - 1)) * np.float32(0.5**GAIN_SHIFT))
+    scale = np.floor((v + np.float32(1 << SCALE_SHIFT - 1)) * np.float32(0.5**SCALE_SHIFT))
+    return base[0] + mean.astype(np.int32), base[1] + scale.astype(np.int32)

@@ -1,0 +1,316 @@
+"""The integer transformer: from symbols decoded so far to the laws of the symbols of a next step.
+
+What belongs here: the network and its arithmetic, which is part of the format. Which symbols make
+a step, and how a law becomes a frequency table, is `sfic.entropy.model`; training, in float with
+the same roundings, is in `training/`.
+
+    rate --------------------> start token --+
+    known tokens of 8 symbols --> embedding --+--> memory: keys and values
+                                                       |
+    place, rate, linear part of the window --> x --> blocks: x += attention(norm(x), memory)
+                                                            x += hidden(norm(x))     --> laws
+
+Tokens of the three vectors ask a memory of all tokens of earlier steps. Tokens of the spatial code
+are patches of 2x2 cells: they ask a memory of all three vectors and each other, and start from the
+known cells of the 6x6 window around them. A linear map from the known symbols to the means goes
+around the blocks.
+
+The arithmetic. All numbers are integers, held in float32, which is exact as long as no sum reaches
+2**23 in magnitude; weights that could are refused when loaded. So any order of summation, any
+number of threads and any library gives the same bits. `floor` goes to minus infinity.
+
+    dense(x; W, b, k)   floor((W x + b) / 2**k + 1/2), W int8, then clipped as stated
+    activation          clip(floor((symbol * step[rate] + 8) / 16), -127, 127), symbols clipped to
+                        +-127 before
+    embedding           dense(activations, k = 7), clipped to 0..127
+    norm(x)             m = max(sum |x|, 96); r = floor((2**21 + 1/2) / m);
+                        clip(floor(x r / 2**10 + 1/2), -127, 127): mean magnitude about 2**11 / 96
+    query, key, value   dense(k = 7), clipped to +-127
+    attention           s = floor(q.k / 64 + 1/2); t = min(max s - s, 128); e = EXP[t], the integers
+                        of the file, about 127 * 2**(-t / 16) and 0 at 128;
+                        o = floor((4 sum e v + sum e) / (2 sum e)): twice the mean of v, rounded
+    residual            x + dense(o, k = 8), then x + dense(h, k = 7), clipped to +-2047
+    hidden h            dense(norm(x), k = 7), clipped to 0..255
+    law of a symbol     u, v = dense(norm(x), k = 7); u += dense(known activations, k = 7);
+                        u clipped to +-4095; mean = base + floor((u * gain[rate] + 64) / 128) in
+                        eighths of a step; scale index = base + floor((v + 2) / 4)
+
+Divisions are of integers below 2**24 by smaller ones, whose float32 quotient, correctly rounded as
+IEEE 754 asks, never reaches an integer that the exact one stays below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sfic.errors import BundleError
+
+__all__ = ["ACTIVATION_MAX", "EXACT", "IntegerTransformer", "Memory", "patch_windows"]
+
+FloatArray = npt.NDArray[np.float32]
+
+EXACT: Final = 1 << 23
+ACTIVATION_MAX: Final = 127
+HIDDEN_MAX: Final = 255
+VALUE_MEAN_MAX: Final = 254
+RESIDUAL_MAX: Final = 2047
+LAW_MAX: Final = 4095
+EXP_STEPS: Final = 128
+NORM_NUMERATOR: Final = (1 << 21) + 0.5
+NORM_SHIFT: Final = 10
+SCORE_SHIFT: Final = 6
+SHIFT: Final = 7
+VALUE_SHIFT: Final = 8
+WINDOW: Final = 6
+PATCH: Final = 2
+
+
+def _round(total: FloatArray, shift: int, low: float, high: float) -> FloatArray:
+    """floor(total / 2**shift + 1/2), clipped; in place."""
+    total *= np.float32(0.5**shift)
+    total += np.float32(0.5)
+    np.floor(total, out=total)
+    np.maximum(total, np.float32(low), out=total)
+    np.minimum(total, np.float32(high), out=total)
+    return total
+
+
+class _Dense:
+    """A matrix product with a rounded, clipped result; W int8 [..., out, in], b int32 [..., out]."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        name: str,
+        limit: int,
+        shift: int,
+        low: int,
+        high: int,
+    ) -> None:
+        weight = arrays[f"{name}.weight"].astype(np.int64)
+        bias = arrays[f"{name}.bias"].astype(np.int64)
+        if (np.abs(weight).sum(axis=-1) * limit + np.abs(bias)).max(initial=0) >= EXACT:
+            raise BundleError(f"entropy transformer: sums of {name} are too large to be exact")
+        self.weight = np.ascontiguousarray(weight.swapaxes(-1, -2), dtype=np.float32)
+        self.bias = bias.astype(np.float32)
+        self.shift, self.low, self.high = shift, low, high
+
+    def __call__(self, x: FloatArray, bias: FloatArray | None = None) -> FloatArray:
+        """x: [..., in] -> [..., out]."""
+        total: FloatArray = x @ self.weight
+        total += self.bias if bias is None else bias
+        return _round(total, self.shift, self.low, self.high)
+
+    def each(self, x: FloatArray, places: slice) -> FloatArray:
+        """Row i of x [n, in] by the matrix of place i -> [n, out]."""
+        total: FloatArray = np.matmul(x[:, None, :], self.weight[places])[:, 0]
+        total += self.bias[places]
+        return _round(total, self.shift, self.low, self.high)
+
+
+class Memory:
+    """Keys and values of the tokens known so far, for each block: [heads, tokens, head width]."""
+
+    def __init__(self, blocks: int) -> None:
+        """Start empty."""
+        self.keys: list[list[FloatArray]] = [[] for _ in range(blocks)]
+        self.values: list[list[FloatArray]] = [[] for _ in range(blocks)]
+
+    def read(self, block: int) -> tuple[FloatArray, FloatArray]:
+        """Keys and values of all tokens, joined once."""
+        for pieces in (self.keys[block], self.values[block]):
+            if len(pieces) > 1:
+                pieces[:] = [np.concatenate(pieces, axis=1)]
+        return self.keys[block][0], self.values[block][0]
+
+
+class _Block:
+    """Attention and a hidden layer, each added to the tokens."""
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], name: str, heads: int) -> None:
+        top = ACTIVATION_MAX
+        self.query = _Dense(arrays, f"{name}.query", top, SHIFT, -top, top)
+        self.key_value = _Dense(arrays, f"{name}.key_value", top, SHIFT, -top, top)
+        self.out = _Dense(
+            arrays, f"{name}.out", VALUE_MEAN_MAX, VALUE_SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX
+        )
+        self.hidden = _Dense(arrays, f"{name}.hidden", top, SHIFT, 0, HIDDEN_MAX)
+        self.down = _Dense(
+            arrays, f"{name}.down", HIDDEN_MAX, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX
+        )
+        self.heads = heads
+
+    def split(self, x: FloatArray) -> FloatArray:
+        """[n, D] -> [heads, n, D / heads]."""
+        return x.reshape(len(x), self.heads, -1).transpose(1, 0, 2)
+
+    def keys_values(self, tokens: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """tokens: [n, D] -> keys and values [heads, n, D / heads]."""
+        both = self.key_value(tokens)
+        width = both.shape[1] // 2
+        return self.split(both[:, :width]), self.split(both[:, width:])
+
+
+class IntegerTransformer:
+    """The network of `models/entropy.npz`; see the module for its arithmetic.
+
+    Of the vectors it says u and v of the symbols of a step; of the spatial code those of one cell
+    of each patch.
+    """
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """From the arrays named `net.*`; BundleError when one is missing or too large."""
+        try:
+            self._read(arrays)
+        except (KeyError, ValueError, IndexError) as error:
+            raise BundleError(f"entropy transformer: {error}") from error
+
+    def _read(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.width, heads, vector_blocks, spatial_blocks = (int(x) for x in arrays["net.shape"])
+        top = ACTIVATION_MAX
+        self.vector_blocks = [
+            _Block(arrays, f"net.vector{i}", heads) for i in range(vector_blocks)
+        ]
+        self.spatial_blocks = [
+            _Block(arrays, f"net.spatial{i}", heads) for i in range(spatial_blocks)
+        ]
+        self._embed = _Dense(arrays, "net.embed", top, SHIFT, 0, top)
+        self._embed_rate = arrays["net.embed_rate"].astype(np.float32)  # [rates, D]
+        self._start = arrays["net.start"].astype(np.float32)  # [rates, D]
+        self._place = arrays["net.place"].astype(np.float32)  # [tokens, D]
+        self._rate = arrays["net.rate"].astype(np.float32)  # [rates, D]
+        self._patch = arrays["net.patch"].astype(np.float32)  # [patches, D]
+        self._patch_rate = arrays["net.patch_rate"].astype(np.float32)  # [steps, rates, D]
+        self._head = _Dense(arrays, "net.head", top, SHIFT, -LAW_MAX, LAW_MAX)
+        steps = len(self._patch_rate)
+        self._window = [
+            _Dense(arrays, f"net.window{i}", top, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX)
+            for i in range(steps)
+        ]
+        self._patch_head = [
+            _Dense(arrays, f"net.patch_head{i}", top, SHIFT, -LAW_MAX, LAW_MAX)
+            for i in range(steps)
+        ]
+        self._around = {
+            name.split(".")[1]: _Dense(arrays, name[:-7], top, SHIFT, -LAW_MAX, LAW_MAX)
+            for name in arrays
+            if name.startswith("net.around_") and name.endswith(".weight")
+        }
+        self._exp = arrays["net.exp"].astype(np.float32)  # [129]
+        if self._exp.shape != (EXP_STEPS + 1,) or self._exp.min() < 0 or self._exp[0] != 127:
+            raise BundleError("entropy transformer: a table of exponents has 129 entries from 127")
+        most = EXACT // (4 * ACTIVATION_MAX**2 + ACTIVATION_MAX)
+        if 1 + len(self._place) + len(self._patch) > most:
+            raise BundleError("entropy transformer: too many tokens to be exact")
+
+    # -- arithmetic
+
+    def _norm(self, x: FloatArray) -> FloatArray:
+        total = np.abs(x).sum(axis=-1, keepdims=True)  # [n, 1]
+        np.maximum(total, np.float32(self.width), out=total)
+        ratio = np.floor(np.float32(NORM_NUMERATOR) / total)
+        return _round(x * ratio, NORM_SHIFT, -ACTIVATION_MAX, ACTIVATION_MAX)
+
+    def _attend(self, q: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
+        """q: [heads, n, d], keys and values [heads, L, d] -> [n, D]."""
+        score = q @ keys.transpose(0, 2, 1)  # [heads, n, L]
+        score *= np.float32(0.5**SCORE_SHIFT)
+        score += np.float32(0.5)
+        np.floor(score, out=score)
+        np.subtract(score.max(axis=-1, keepdims=True), score, out=score)
+        np.minimum(score, np.float32(EXP_STEPS), out=score)
+        weight = self._exp.take(score.astype(np.uint8))  # [heads, n, L]
+        total = weight.sum(axis=-1, keepdims=True)  # [heads, n, 1]
+        mean = weight @ values  # [heads, n, d]
+        mean *= np.float32(4)
+        mean += total
+        mean /= total + total
+        np.floor(mean, out=mean)
+        return np.ascontiguousarray(mean.transpose(1, 0, 2)).reshape(q.shape[1], -1)
+
+    def _through(self, block: _Block, x: FloatArray, memory: Memory, at: int, own: bool) -> None:
+        """One block; x [n, D] is changed in place. `own`: the tokens also ask each other."""
+        y = self._norm(x)
+        keys, values = memory.read(at)
+        if own:
+            own_keys, own_values = block.keys_values(y)
+            keys = np.concatenate((keys, own_keys), axis=1)
+            values = np.concatenate((values, own_values), axis=1)
+        x += block.out(self._attend(block.split(block.query(y)), keys, values))
+        self._limit(x)
+        x += block.down(block.hidden(self._norm(x)))
+        self._limit(x)
+
+    @staticmethod
+    def _limit(x: FloatArray) -> None:
+        np.maximum(x, np.float32(-RESIDUAL_MAX), out=x)
+        np.minimum(x, np.float32(RESIDUAL_MAX), out=x)
+
+    # -- memory
+
+    def start(self, rate: int, spatial: bool) -> Memory:
+        """A memory that holds the start token."""
+        memory = Memory(len(self.spatial_blocks if spatial else self.vector_blocks))
+        self._store(memory, self._start[rate - 1][None], spatial)
+        return memory
+
+    def remember(
+        self, memory: Memory, activations: FloatArray, first: int, rate: int, spatial: bool
+    ) -> None:
+        """Add known tokens. activations: [n, 8] of the tokens from number `first` on."""
+        places = slice(first, first + len(activations))
+        total = np.matmul(activations[:, None, :], self._embed.weight[places])[:, 0]  # [n, D]
+        total += self._embed.bias[places]
+        total += self._embed_rate[rate - 1]
+        self._store(memory, _round(total, SHIFT, 0, ACTIVATION_MAX), spatial)
+
+    def _store(self, memory: Memory, tokens: FloatArray, spatial: bool) -> None:
+        blocks = self.spatial_blocks if spatial else self.vector_blocks
+        for i, block in enumerate(blocks):
+            keys, values = block.keys_values(tokens)
+            memory.keys[i].append(keys)
+            memory.values[i].append(values)
+
+    # -- steps
+
+    def vector_step(
+        self, memory: Memory, name: str, known: FloatArray, tokens: slice, rate: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """u and v [8 n] of the symbols of `tokens`; `known`: all activations so far [K]."""
+        x = self._place[tokens] + self._rate[rate - 1]  # [n, D]
+        for i, block in enumerate(self.vector_blocks):
+            self._through(block, x, memory, i, own=False)
+        law = self._head.each(self._norm(x), tokens)  # [n, 2 * 8]
+        half = law.shape[1] // 2
+        u = law[:, :half].reshape(-1) + self._around[name](known[None])[0]
+        return np.clip(u, -LAW_MAX, LAW_MAX), law[:, half:].reshape(-1)
+
+    def spatial_step(
+        self, memory: Memory, step: int, window: FloatArray, rate: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """u and v [patches, C] of the step's cell of each patch; window: [patches, 36 C]."""
+        x = self._window[step](window)  # [patches, D]
+        x += self._patch
+        x += self._patch_rate[step, rate - 1]
+        self._limit(x)
+        for i, block in enumerate(self.spatial_blocks):
+            self._through(block, x, memory, i, own=True)
+        law = self._patch_head[step](self._norm(x))  # [patches, 2 C]
+        half = law.shape[1] // 2
+        u = law[:, :half] + self._around[f"around_spatial{step}"](window)
+        return np.clip(u, -LAW_MAX, LAW_MAX), law[:, half:]
+
+
+def patch_windows(code: FloatArray) -> FloatArray:
+    """code: [C, S, S] -> the 6x6 window around each 2x2 patch, zeros outside, [S S / 4, 36 C]."""
+    c, s, _ = code.shape
+    margin = (WINDOW - PATCH) // 2
+    padded = np.zeros((c, s + 2 * margin, s + 2 * margin), np.float32)
+    padded[:, margin:-margin, margin:-margin] = code
+    views = np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW), axis=(1, 2))
+    views = views[:, ::PATCH, ::PATCH]  # [C, S / 2, S / 2, 6, 6]
+    return np.ascontiguousarray(views.transpose(1, 2, 0, 3, 4)).reshape((s // PATCH) ** 2, -1)
