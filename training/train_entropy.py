@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,115 +196,68 @@ def build(
     )
 
 
-def train(
-    codec: FaceCodec,
+def fit(
+    args: argparse.Namespace,
     sets: dict[str, SymbolSet],
-    steps: int,
-    seed: int = 5,
-    report: Callable[[dict[str, Any]], None] = lambda line: print(json.dumps(line), flush=True),
-) -> tuple[dict[str, npt.NDArray[np.generic]], TableSet, dict[str, Any]]:
-    """Fit the model to the symbols of `sets` ("train" and "dev").
+    gains: dict[str, npt.NDArray[np.float32]],
+) -> dict[str, Any]:
+    """Train the model that `args` (see `options`) name, and write it to `args.out`.
 
-    Returns the arrays of entropy.npz (gains included), the tables, and a report: bytes by rate on
-    the dev symbols, and how far the integer model is from what training computed. `report` is
-    given a line each 100 steps.
+    Returns bytes by rate on the dev symbols, and how far the integers are from what was trained.
     """
-    torch.manual_seed(seed)
-    train_set, dev = sets["train"], sets["dev"]
+    torch.manual_seed(args.seed)
     tables = gaussian_tables(default_scales(), FRACTIONS)
     cost = TableCost(tables)
-    s = codec.shape
-    side = s.spatial_size
-    sizes: dict[str, tuple[int, ...]] = {
-        "basic": (s.basic,),
-        "middle": (s.middle,),
-        "enhanced": (s.enhanced,),
-        "spatial": (s.spatial_channels, side, side),
-    }
-    start_scale = float(tables.scale_index(0.7))
-    nets = EntropyNets(sizes, start_scale)
-    base = list(nets.base.parameters())
-    optimiser = torch.optim.Adam(
-        [{"params": base, "lr": 0.05}, {"params": list(nets.nets.parameters()), "lr": 2e-3}]
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, [0.05, 2e-3], total_steps=steps, pct_start=0.1
-    )
-    rng = np.random.default_rng(seed)
-    begin = time.monotonic()
-    for step in range(steps):
-        index = rng.integers(0, len(train_set.rate), 48)
-        parts, rate = as_batch(train_set, index)
-        bits = nets(parts, rate, cost)
-        loss = sum(bits.values(), torch.zeros(())).mean() / 1000
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 100 == 99:
-            line = {k: round(float(v.detach().mean()) / 8, 1) for k, v in bits.items()}
-            report({"step": step + 1, "s": round(time.monotonic() - begin), **line})
-    arrays = nets.arrays() | {f"gain.{k}": v for k, v in gain_tables(codec).items()}
-    found = {
-        "dev_bytes_by_rate": evaluate(nets, cost, dev),
-        "largest_difference_integer_to_training_bits": integer_error(
-            nets, cost, EntropyModel.from_arrays(arrays, tables), dev
-        ),
-    }
-    return arrays, tables, found
+    model = build(args, sets["train"], cost, gains)
+    train(model, cost, sets["train"], sets["dev"], args)
+    report: dict[str, Any] = {"dev_bytes_by_rate": evaluate(model, cost, sets["dev"])}
+    model.eval()
+    if isinstance(model, EntropyTransformer):
+        arrays = model.arrays() | {f"gain.{k}": v for k, v in gains.items()}
+        args.out.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(args.out / "entropy.npz", **arrays)
+        tables.save(args.out / "tables.npz")
+        served = EntropyModel.from_arrays(arrays, tables)
+        count = min(16, len(sets["dev"].rate))
+        report["largest_difference_integer_to_training_bits"] = difference(
+            served, model, cost, sets["dev"], count
+        )
+    return report
 
 
-@torch.no_grad()
-def integer_error(
-    nets: EntropyNets, cost: TableCost, model: EntropyModel, dev: SymbolSet, count: int = 16
-) -> float:
-    """Largest difference in bits between the integer model and training's cost of a part."""
-    count = min(count, len(dev.rate))
-    parts, rate = as_batch(dev, np.arange(count))
-    expected = nets(parts, rate, cost)
-    worst = 0.0
-    for i in range(count):
-        symbols = LayerSymbols({k: v[i].astype(np.int32) for k, v in dev.parts.items()})
-        costs: dict[str, float] = {}
-        for layer in ("basic", "middle", "enhanced"):
-            got = model.bits(layer, int(dev.rate[i]), symbols)
-            costs |= {k: float(v.sum()) for k, v in got.items()}
-        worst = max(worst, *(abs(costs[k] - float(expected[k][i])) for k in costs))
-    return worst
-
-
-def save(
-    folder: Path, arrays: dict[str, npt.NDArray[np.generic]], tables: TableSet
-) -> None:
-    """Write entropy.npz and tables.npz."""
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "entropy.npz", **arrays)
-    tables.save(folder / "tables.npz")
-
-
-def main() -> None:
-    """Command line."""
+def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--input", type=int, default=128, help="side of the encoder's input")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument(
+        "--model", choices=("transformer", "mlp", "factorised"), default="transformer"
+    )
+    parser.add_argument("--symbols", type=Path, help="folder that keeps the collected symbols")
     parser.add_argument("--rates-each", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="use only so many training pictures")
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr-base", type=float, default=0.05)
+    parser.add_argument("--decay", type=float, default=0.01)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--vector-blocks", type=int, default=2)
+    parser.add_argument("--spatial-blocks", type=int, default=2)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--dev-every", type=int, default=0)
     parser.add_argument("--seed", type=int, default=5)
-    args = parser.parse_args()
-    codec, generator = load_codec(args.checkpoint), load_generator()
-    sets: dict[str, SymbolSet] = {}
-    for split, each, limit in (("train", args.rates_each, args.limit), ("dev", 2, 300)):
-        pictures = picture_array(read_index(split), 256, split)
-        if limit:
-            pictures = pictures[np.random.default_rng(0).permutation(len(pictures))[:limit]]
-        sets[split] = collect_symbols(
-            codec, generator, pictures, args.input, each, flips=split == "train"
-        )
-    arrays, tables, found = train(codec, sets, args.steps, args.seed)
-    save(args.out, arrays, tables)
-    print(json.dumps(found))
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Command line."""
+    args = options()
+    sets, gains = collect(args)
+    print(json.dumps(fit(args, sets, gains)))
 
 
 if __name__ == "__main__":
