@@ -48,9 +48,7 @@ class StoredResult:
         return message
 
 
-def make_result(
-    face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str
-) -> StoredResult:
+def make_result(face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str) -> StoredResult:
     """A new result, made now with `model_bundle` and not kept yet.
 
     Raises `BundleMismatch` for a face of another bundle whose packet was decoded only because the

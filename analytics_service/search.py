@@ -196,9 +196,7 @@ def _cosines(
     return np.clip(cosines, -1.0, 1.0)
 
 
-def _holds(
-    rows: NDArray[np.void], filters: Filters, cameras: dict[str, int]
-) -> NDArray[np.bool_]:
+def _holds(rows: NDArray[np.void], filters: Filters, cameras: dict[str, int]) -> NDArray[np.bool_]:
     holds = rows["face_score"] >= filters.min_face_score  # [N]
     if filters.camera_ids:
         wanted = [cameras[name] for name in filters.camera_ids if name in cameras]

@@ -13,9 +13,7 @@ class DecoderMetrics:
     """One set of metrics on a registry of its own, so that a process can hold two services."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.info = Info(
-            "sfic_decoder", "Model bundle and execution provider.", registry=registry
-        )
+        self.info = Info("sfic_decoder", "Model bundle and execution provider.", registry=registry)
         self.requests = Gauge(
             "sfic_decoder_requests", "Requests running and queued.", registry=registry
         )

@@ -154,9 +154,7 @@ class Painter:
             frame = np.zeros((placement.height, placement.width, 3), np.uint8)
         return frame, placement
 
-    def _pack(
-        self, pixels: NDArray[np.uint8], picture_format: decoder_pb2.PictureFormat
-    ) -> bytes:
+    def _pack(self, pixels: NDArray[np.uint8], picture_format: decoder_pb2.PictureFormat) -> bytes:
         if picture_format == decoder_pb2.PICTURE_FORMAT_RAW_RGB8:
             return pixels.tobytes()
         suffix, options = ".png", [cv2.IMWRITE_PNG_COMPRESSION, 3]

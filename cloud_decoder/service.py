@@ -44,9 +44,7 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
         self._limits = PictureLimits(
             max_bytes=settings.max_message_bytes, max_pixels=settings.max_frame_pixels
         )
-        self._pool = ThreadPoolExecutor(
-            settings.synthesis_workers, thread_name_prefix="synthesise"
-        )
+        self._pool = ThreadPoolExecutor(settings.synthesis_workers, thread_name_prefix="synthesise")
         self._requests = 0
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -56,9 +54,7 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
     async def start(self) -> None:
         """Load the codec and warm it up; the edge may still be away."""
         settings = self.settings
-        self._codec = await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._load_codec
-        )
+        self._codec = await asyncio.get_running_loop().run_in_executor(self._pool, self._load_codec)
         self._painter = Painter(self._codec, self._metrics, self._limits, settings.jpeg_quality)
         self._channel = open_channel(settings.edge)
         self._source = LayerSource(
@@ -99,9 +95,7 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
         self._metrics.requests.set(self._requests)
         pictures = None
         try:
-            wanted = await asyncio.to_thread(
-                read_request, request, self._limits, self._codec.sizes
-            )
+            wanted = await asyncio.to_thread(read_request, request, self._limits, self._codec.sizes)
             log.info(
                 "reconstruction asked for",
                 face_id=wanted.face_id,

@@ -34,9 +34,7 @@ class DecoderSettings(ServiceSettings):
         title="Largest gRPC message taken, in bytes",
         description="A frame to paste a face into has to fit.",
     )
-    edge: str = Field(
-        "127.0.0.1:50051", title="Address of the edge that layers are fetched from"
-    )
+    edge: str = Field("127.0.0.1:50051", title="Address of the edge that layers are fetched from")
     fetch_seconds: float = Field(
         10.0, gt=0.0, le=300.0, title="Longest wait for layers from the edge, in seconds"
     )

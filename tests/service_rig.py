@@ -148,9 +148,7 @@ async def eventually(
         await asyncio.sleep(0.02)
 
 
-def start_process(
-    module: str, *arguments: str, log: Path | None = None
-) -> subprocess.Popen[bytes]:
+def start_process(module: str, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
     """Starts `python -m module` as an operator does; its log goes to a file or to nowhere."""
     with open(log or os.devnull, "ab") as sink:
         return subprocess.Popen(

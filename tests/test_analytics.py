@@ -109,9 +109,7 @@ async def test_result_is_what_the_codec_says_of_the_basic_layer(tmp_path: Path) 
     assert analysis.gender.value == pytest.approx(said.gender.value, rel=1e-4)
     assert analysis.smile.confidence == pytest.approx(said.smile.confidence, rel=1e-4)
     assert analysis.yaw.value == pytest.approx(said.pose.yaw, rel=1e-4)
-    np.testing.assert_allclose(
-        np.reshape(analysis.landmarks, (68, 2)), said.landmarks, atol=1e-6
-    )
+    np.testing.assert_allclose(np.reshape(analysis.landmarks, (68, 2)), said.landmarks, atol=1e-6)
     assert 0 < lag < 60
 
 
@@ -125,9 +123,7 @@ async def test_resumes_after_a_restart_without_loss_or_repeat(tmp_path: Path) ->
         async with running_analytics(tmp_path, edge.address) as (service, stub):
             results = await read_results(stub, 7)
             behind = await read_results(stub, 3, after_cursor=before[-1].cursor)
-            received = count(
-                service, "sfic_analytics_faces_total", edge=edge.address, outcome="OK"
-            )
+            received = count(service, "sfic_analytics_faces_total", edge=edge.address, outcome="OK")
     assert ids(results) == sent
     assert [result.cursor for result in results] == list(range(1, 8))
     assert ids(behind) == sent[4:]
@@ -252,9 +248,7 @@ async def test_a_face_that_cannot_be_read_is_on_record_and_stops_nothing(tmp_pat
         results = await read_results(stub, 3)
         failures = await service._store.failures()
         counted = {
-            code: count(
-                service, "sfic_analytics_faces_total", edge=edge.address, outcome=code
-            )
+            code: count(service, "sfic_analytics_faces_total", edge=edge.address, outcome=code)
             for code in ("OK", "PACKET", "BUNDLE_MISMATCH", "INVALID_INPUT")
         }
     assert ids(results) == [sent[0], sent[3], sent[6]]
@@ -297,9 +291,10 @@ async def test_feed_filters_are_the_edges(tmp_path: Path) -> None:
     faces = encoded_faces()
     async with (
         running_edge(tmp_path / "edge") as edge,
-        running_analytics(
-            tmp_path, edge.address, camera_ids=("door",), min_face_score=0.5
-        ) as (_, stub),
+        running_analytics(tmp_path, edge.address, camera_ids=("door",), min_face_score=0.5) as (
+            _,
+            stub,
+        ),
     ):
         await edge.keep(faces[:1], camera_id="gate", score=0.9)
         await edge.keep(faces[1:2], camera_id="door", score=0.3)
@@ -387,9 +382,10 @@ async def test_retention_deletes_and_says_how_many_were_missed(tmp_path: Path) -
     faces = encoded_faces()
     async with (
         running_edge(tmp_path / "edge") as edge,
-        running_analytics(
-            tmp_path, edge.address, max_results=2, retention_check_seconds=0.1
-        ) as (service, stub),
+        running_analytics(tmp_path, edge.address, max_results=2, retention_check_seconds=0.1) as (
+            service,
+            stub,
+        ),
     ):
         sent = await edge.keep(faces)
         await eventually(lambda: count(service, "sfic_analytics_results_pruned_total") == 2)

@@ -193,9 +193,7 @@ async def test_paste_back_into_a_frame_and_into_black(tmp_path: Path) -> None:
         (aligned,) = await edge.keep([face], with_placement=False)
         query = {"highest": BASIC, "paste_back": True}
         (black,) = await decoder.pictures(face_id, **query)
-        (into,) = await decoder.pictures(
-            face_id, frame=demo_photograph().read_bytes(), **query
-        )
+        (into,) = await decoder.pictures(face_id, frame=demo_photograph().read_bytes(), **query)
         with pytest.raises(InvalidInput, match="no frame"):
             await decoder.pictures(aligned, **query)
         strip = cv2.imencode(".png", np.zeros((64, 128, 3), np.uint8))[1].tobytes()
@@ -326,9 +324,7 @@ async def test_a_client_that_goes_away_cancels_the_work(tmp_path: Path) -> None:
         await eventually(lambda: decoder.value("sfic_decoder_requests") == 0)
         await decoder.pictures(face_id, 128)  # queued behind what was not cancelled
         made = {
-            level: decoder.value(
-                "sfic_decoder_synthesis_seconds_count", level=level, size="1024"
-            )
+            level: decoder.value("sfic_decoder_synthesis_seconds_count", level=level, size="1024")
             for level in ("basic", "middle", "enhanced")
         }
         assert made["basic"] >= 1

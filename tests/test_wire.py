@@ -52,9 +52,7 @@ def paths(record: bytes) -> list[bytes]:
 
 def windows_in(packet: bytes, record: bytes) -> int:
     """How many windows of the packet occur in the record."""
-    return sum(
-        packet[k : k + WINDOW] in record for k in range(len(packet) - WINDOW + 1)
-    )
+    return sum(packet[k : k + WINDOW] in record for k in range(len(packet) - WINDOW + 1))
 
 
 async def test_analytics_gets_basic_layers_and_nothing_else(tmp_path: Path) -> None:
