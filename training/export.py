@@ -11,7 +11,9 @@ computed twice from them, so their rounding costs fidelity only (measured in the
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -91,17 +93,58 @@ def export(
     """Write one graph with a free batch size."""
     module.eval()
     axes = {name: {0: "N"} for name in (*inputs, *outputs)}
-    torch.onnx.export(
-        module,
-        tuple(inputs.values()),
-        str(path),
-        input_names=list(inputs),
-        output_names=list(outputs),
-        dynamic_axes=axes,
-        opset_version=OPSET,
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        # Shape checks become constants, as they should; the new exporter writes larger graphs.
+        for kind in (torch.jit.TracerWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", kind)
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
     halve_weights(path)
+
+
+def export_codec(codec: FaceCodec, heads: TaskHeads, size: int, out: Path) -> dict[str, Any]:
+    """Write the five graphs of a codec; `size`: side of the encoder's input.
+
+    Returns the settings that go into the manifest.
+    """
+    s = codec.shape
+    crop = torch.zeros(2, 3, size, size)
+    export(AnalysisGraph(codec), {"crop": crop}, LAYERS, out / "analysis.onnx")
+    latents = {n: torch.zeros(2, getattr(s, n)) for n in LAYERS}
+    names = tuple(f"styles_{n}" for n in LAYERS)
+    export(StylesGraph(codec), latents, names, out / "styles.onnx")
+    small = torch.zeros(2, 3, s.preview, s.preview)
+    export(
+        SpatialGraph(codec),
+        {"crop": small, "preview": small},
+        ("code",),
+        out / "spatial_analysis.onnx",
+    )
+    features = torch.zeros(2, s.feature_channels, s.feature_size, s.feature_size)
+    code = torch.zeros(2, s.spatial_channels, s.spatial_size, s.spatial_size)
+    export(
+        codec.spatial_synthesis,
+        {"code": code, "features": features},
+        ("correction",),
+        out / "correction.onnx",
+    )
+    export(heads, {"basic": latents["basic"]}, heads.OUTPUTS, out / "heads.onnx")
+    return {
+        "format": 1,
+        "input": size,
+        "sizes": list(s.sizes),
+        "styles": s.styles,
+        "style_dim": s.style_dim,
+        "embedding": heads.sizes["embedding"],
+    }
 
 
 def main() -> None:
@@ -112,37 +155,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--input", type=int, default=128)
     args = parser.parse_args()
-    codec = load_codec(args.checkpoint)
-    s = codec.shape
-    crop = torch.zeros(2, 3, args.input, args.input)
-    export(AnalysisGraph(codec), {"crop": crop}, LAYERS, args.out / "analysis.onnx")
-    latents = {n: torch.zeros(2, getattr(s, n)) for n in LAYERS}
-    names = tuple(f"styles_{n}" for n in LAYERS)
-    export(StylesGraph(codec), latents, names, args.out / "styles.onnx")
-    small = torch.zeros(2, 3, 64, 64)
-    export(
-        SpatialGraph(codec),
-        {"crop": small, "preview": small},
-        ("code",),
-        args.out / "spatial_analysis.onnx",
-    )
-    features = torch.zeros(2, s.feature_channels, s.feature_size, s.feature_size)
-    code = torch.zeros(2, s.spatial_channels, s.spatial_size, s.spatial_size)
-    export(
-        codec.spatial_synthesis,
-        {"code": code, "features": features},
-        ("correction",),
-        args.out / "correction.onnx",
-    )
-    heads = TaskHeads.load(args.heads)
-    export(heads, {"basic": latents["basic"]}, heads.OUTPUTS, args.out / "heads.onnx")
-    meta = {
-        "format": 1,
-        "input": args.input,
-        "styles": s.styles,
-        "style_dim": 512,
-        "embedding": heads.sizes["embedding"],
-    }
+    codec, heads = load_codec(args.checkpoint), TaskHeads.load(args.heads)
+    meta = export_codec(codec, heads, args.input, args.out)
     print(ModelBundle.write(args.out, meta))
 
 

@@ -3,8 +3,8 @@
     python -m training.train_heads --checkpoint ... --out heads.pt
 
 Targets come from teachers only (`training.teacher_cache`); labels of the face sets replace a
-teacher's age and gender where they are known. Inputs are degraded as cameras degrade them, and every
-rate occurs, so that confidence and face score learn when not to be sure.
+teacher's age and gender where they are known. Inputs are degraded as cameras degrade them, and
+every rate occurs, so that confidence and face score learn when not to be sure.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,16 +36,17 @@ FLIP_68 = np.array(
     + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
     + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
 )
+assert sorted(FLIP_68) == list(range(LANDMARKS))
 
 
 @dataclass
 class Targets:
-    """Teachers' answers for pictures, one row each."""
+    """Teachers' answers for pictures, one row each; None where there was no teacher."""
 
     embedding: Tensor  # [M, D] unit
-    age: Tensor  # [M] years / 50
-    gender: Tensor  # [M] probability of male
-    smile: Tensor  # [M] probability
+    age: Tensor | None  # [M] years / 50
+    gender: Tensor | None  # [M] probability of male
+    smile: Tensor | None  # [M] probability
     pose: Tensor  # [M, 3] degrees / 30
     landmarks: Tensor  # [M, 68, 2]
     known: Tensor  # [M] landmarks and pose are known
@@ -72,6 +75,23 @@ class Targets:
             torch.from_numpy(t["mesh_found"]).float(),
         )
 
+    @classmethod
+    def of(cls, answers: Mapping[str, npt.NDArray[np.float32]], projection: Tensor) -> Targets:
+        """From arrays named as in `training.teacher_cache`; age, gender and smile may lack."""
+
+        def column(name: str, unit: float = 1.0) -> Tensor | None:
+            return torch.from_numpy(answers[name]).float() / unit if name in answers else None
+
+        return cls(
+            F.normalize(torch.from_numpy(answers["embedding"]) @ projection, dim=1),
+            column("age", 50.0),
+            column("gender"),
+            column("smile"),
+            torch.from_numpy(answers["pose"]).float() / 30,
+            torch.from_numpy(answers["landmarks68"]).float(),
+            torch.from_numpy(answers["mesh_found"]).float(),
+        )
+
     def at(self, index: npt.NDArray[np.int64], flipped: npt.NDArray[np.bool_]) -> Targets:
         """Rows of `index`, mirrored where `flipped`."""
         i = torch.from_numpy(index)
@@ -81,10 +101,11 @@ class Targets:
         landmarks = torch.where(f[:, None, None], mirrored, self.landmarks[i])
         sign = torch.tensor([-1.0, 1.0, -1.0])
         pose = torch.where(f[:, None], self.pose[i] * sign, self.pose[i])
-        return Targets(
-            self.embedding[i], self.age[i], self.gender[i], self.smile[i], pose, landmarks,
-            self.known[i],
+        age, gender, smile = (
+            None if column is None else column[i]
+            for column in (self.age, self.gender, self.smile)
         )
+        return Targets(self.embedding[i], age, gender, smile, pose, landmarks, self.known[i])
 
 
 @torch.no_grad()
@@ -134,22 +155,76 @@ def laplace(error: Tensor, log_scale: Tensor) -> Tensor:
 def losses(out: dict[str, Tensor], want: Targets) -> dict[str, Tensor]:
     """One loss for each task."""
     cosine = (out["embedding"] * want.embedding).sum(dim=1)  # [N]
-    distance = (1 - cosine).detach()
+    distance = (1 - cosine).detach().clamp_min(1e-3).log()
     points = (out["landmarks"] - want.landmarks).abs().mean(dim=(1, 2))
     angle = (out["pose"][:, :3] - want.pose).abs().mean(dim=1)
     trust = ((cosine.detach() - 0.3) / 0.5).clamp(0, 1)
-    return {
+    parts = {
         "identity": 4 * (1 - cosine).mean(),
-        "identity_error": 0.2 * (out["identity_error"] - distance.clamp_min(1e-3).log()).abs().mean(),
-        "age": 0.3 * laplace((out["age"][:, 0] - want.age).abs(), out["age"][:, 1]).mean(),
-        "gender": F.binary_cross_entropy_with_logits(out["gender"], want.gender.clamp(0.02, 0.98)),
-        "smile": F.binary_cross_entropy_with_logits(out["smile"], want.smile.clamp(0.02, 0.98)),
+        "identity_error": 0.2 * (out["identity_error"] - distance).abs().mean(),
         "pose": 0.3 * (laplace(angle, out["pose"][:, 3]) * want.known).mean(),
         "landmarks": (
             (20 * points + 0.1 * laplace(points.detach(), out["landmarks_error"])) * want.known
         ).mean(),
         "score": 0.3 * F.binary_cross_entropy_with_logits(out["score"], trust),
     }
+    if want.age is not None:
+        age, log_error = out["age"].unbind(dim=1)
+        parts["age"] = 0.3 * laplace((age - want.age).abs(), log_error).mean()
+    for name, probability in (("gender", want.gender), ("smile", want.smile)):
+        if probability is not None:
+            parts[name] = F.binary_cross_entropy_with_logits(
+                out[name], probability.clamp(0.02, 0.98)
+            )
+    return parts
+
+
+def train(
+    codec: FaceCodec,
+    pictures: npt.NDArray[np.uint8],
+    targets: Targets,
+    size: int,
+    steps: int,
+    seed: int = 9,
+    report: Callable[[dict[str, Any]], None] = lambda line: print(json.dumps(line), flush=True),
+) -> TaskHeads:
+    """Fit the heads to `targets` of `pictures`, uint8 [M, S, S, 3]; `size`: the encoder's input.
+
+    A task without targets stays untrained and answers with confidence 0. `report` is given a line
+    each 500 steps.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    variants = [(flip, degrade) for degrade in (False, True) for flip in (False, True)]
+    z = [
+        basic_latents(codec, pictures, size, seed + i, *variant)
+        for i, variant in enumerate(variants)
+    ]
+    heads = TaskHeads(codec.shape.basic, targets.embedding.shape[1])
+    found = targets.known > 0
+    heads.mean_landmarks.copy_(targets.landmarks[found].mean(dim=0))
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    heads.train()
+    begin = time.monotonic()
+    for step in range(steps):
+        index = rng.integers(0, len(pictures), 128)
+        which = rng.integers(0, len(variants), 128)
+        picked = torch.stack([z[w][i] for w, i in zip(which, index, strict=True)])
+        want = targets.at(index, np.array([variants[w][0] for w in which]))
+        parts = losses(heads.named(quantised(codec, picked, rng)), want)
+        optimiser.zero_grad()
+        sum(parts.values(), torch.zeros(())).backward()
+        optimiser.step()
+        schedule.step()
+        if step % 500 == 499:
+            line = {k: round(float(v.detach()), 4) for k, v in parts.items()}
+            report({"step": step + 1, "s": round(time.monotonic() - begin), **line})
+    heads.eval()
+    for name in ("age", "gender", "smile"):
+        if getattr(targets, name) is None:
+            heads.silence(name)
+    return heads
 
 
 def main() -> None:
@@ -161,40 +236,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=9)
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
     codec = load_codec(args.checkpoint)
     projection = torch.load(args.checkpoint, weights_only=True)["projection"]
     targets = Targets.load("train", projection)
     pictures = picture_array(read_index("train"), 256, "train")
-    variants = [(flip, degrade) for degrade in (False, True) for flip in (False, True)]
-    z = [
-        basic_latents(codec, pictures, args.input, args.seed + i, *variant)
-        for i, variant in enumerate(variants)
-    ]
-    heads = TaskHeads(codec.shape.basic, projection.shape[1])
-    found = targets.known > 0
-    heads.mean_landmarks.copy_(targets.landmarks[found].mean(dim=0))
-    optimiser = torch.optim.AdamW(heads.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=args.steps)
-    heads.train()
-    begin = time.monotonic()
-    for step in range(args.steps):
-        index = rng.integers(0, len(pictures), 128)
-        which = rng.integers(0, len(variants), 128)
-        picked = torch.stack([z[w][i] for w, i in zip(which, index, strict=True)])
-        want = targets.at(index, np.array([variants[w][0] for w in which]))
-        parts = losses(heads.named(quantised(codec, picked, rng)), want)
-        optimiser.zero_grad()
-        sum(parts.values(), torch.zeros(())).backward()
-        optimiser.step()
-        schedule.step()
-        if step % 500 == 499:
-            line = {k: round(float(v), 4) for k, v in parts.items()}
-            print(json.dumps({"step": step + 1, "s": round(time.monotonic() - begin), **line}), flush=True)
-    heads.eval()
-    heads.save(args.out)
-    assert sorted(FLIP_68) == list(range(LANDMARKS))
+    train(codec, pictures, targets, args.input, args.steps, args.seed).save(args.out)
 
 
 if __name__ == "__main__":

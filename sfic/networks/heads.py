@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LANDMARKS = 68
+UNKNOWN_LOG_ERROR = 8.0  # an expected error of thousands: no confidence in any answer
 
 
 class TaskHeads(nn.Module):
@@ -59,6 +60,15 @@ class TaskHeads(nn.Module):
             errors[:, 1],
             a[:, 4],
         )
+
+    @torch.no_grad()
+    def silence(self, task: str) -> None:
+        """Make an untrained task ("age", "gender" or "smile") answer with confidence 0."""
+        rows = {"age": [0, 1], "gender": [2], "smile": [3]}[task]
+        self.attributes.weight[rows] = 0.0
+        self.attributes.bias[rows] = 0.0
+        if task == "age":
+            self.attributes.bias[1] = UNKNOWN_LOG_ERROR
 
     def named(self, basic: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
