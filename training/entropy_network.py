@@ -161,7 +161,7 @@ class EntropyTransformer(nn.Module):
         outputs: Mapping[str, npt.NDArray[np.int64]],
         steps: Mapping[str, tuple[int, ...]],
         *, width: int = 96, heads: int = 4, vector_blocks: int = 2, spatial_blocks: int = 2,
-        dropout: float = 0.1,
+        hidden: int = 192, dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.sizes, self.steps = dict(sizes), dict(steps)
@@ -175,8 +175,8 @@ class EntropyTransformer(nn.Module):
             self.register_buffer(f"input_{part}", torch.from_numpy(inputs[part]).float())
             self.register_buffer(f"output_{part}", torch.from_numpy(outputs[part]).float())
         self.register_buffer("exp", torch.from_numpy(exponents()).float())
-        self.vector = nn.ModuleList(Block(width, heads, 2 * width) for _ in range(vector_blocks))
-        self.spatial = nn.ModuleList(Block(width, heads, 2 * width) for _ in range(spatial_blocks))
+        self.vector = nn.ModuleList(Block(width, heads, hidden) for _ in range(vector_blocks))
+        self.spatial = nn.ModuleList(Block(width, heads, hidden) for _ in range(spatial_blocks))
         self.embed = Dense(GROUP, width, fixed.SHIFT, 0, TOP, places=tokens)
         self.embed_rate = nn.Parameter(torch.zeros(RATE_COUNT, width))
         self.start = nn.Parameter(0.5 * torch.randn(RATE_COUNT, width))
@@ -325,6 +325,15 @@ class EntropyTransformer(nn.Module):
         bits["spatial"] = total * (len(QUADRANTS) / max(len(steps), 1))
         return bits
 
+    @staticmethod
+    def _file_name(name: str) -> str:
+        """A module's name in the file: "spatial.0.query" is "spatial0.query" there."""
+        short = name.replace("around.", "")
+        for long in ("vector", "spatial", "window", "patch_head"):
+            if short.startswith(f"{long}."):
+                short = short.replace(f"{long}.", long, 1)
+        return short
+
     @torch.no_grad()
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """What `EntropyModel.from_arrays` reads."""
@@ -335,10 +344,7 @@ class EntropyTransformer(nn.Module):
 
         for name, module in self.named_modules():
             if isinstance(module, Dense):
-                short = name.replace("around.", "")
-                for long in ("vector", "spatial", "window", "patch_head"):
-                    if short.startswith(f"{long}."):
-                        short = short.replace(f"{long}.", long, 1)
+                short = self._file_name(name)
                 weight, bias = module.units()
                 put(f"net.{short}.weight", weight, np.int8)
                 put(f"net.{short}.bias", bias, np.int32)
@@ -355,3 +361,34 @@ class EntropyTransformer(nn.Module):
         for part in VECTORS:
             arrays[f"steps.{part}"] = np.array(self.steps[part])
         return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> EntropyTransformer:
+        """The network of a file, frozen: its parameters are the file's integers, to the bit."""
+        parts = [name[5:] for name in arrays if name.startswith("size.")]
+
+        def integers(prefix: str) -> dict[str, npt.NDArray[np.int64]]:
+            return {p: arrays[f"{prefix}.{p}"].astype(np.int64) for p in parts}
+
+        sizes = {p: tuple(int(x) for x in arrays[f"size.{p}"]) for p in parts}
+        steps = {p: tuple(int(x) for x in arrays[f"steps.{p}"]) for p in VECTORS}
+        width, heads, vector_blocks, spatial_blocks = (int(x) for x in arrays["net.shape"])
+        model = cls(
+            sizes, integers("base"), integers("input"), integers("output"), steps,
+            width=width, heads=heads, vector_blocks=vector_blocks, spatial_blocks=spatial_blocks,
+            hidden=arrays["net.vector0.hidden.weight"].shape[0], dropout=0.0,
+        )
+        with torch.no_grad():
+            for name, module in model.named_modules():
+                if isinstance(module, Dense):
+                    short = model._file_name(name)
+                    for parameter, unit in (("weight", WEIGHT_UNIT), ("bias", BIAS_UNIT)):
+                        value = torch.from_numpy(arrays[f"net.{short}.{parameter}"].astype(np.float32))
+                        getattr(module, parameter).copy_(value / unit)
+            for name in ("start", "place", "rate", "patch", "patch_rate"):
+                value = torch.from_numpy(arrays[f"net.{name}"].astype(np.float32))
+                getattr(model, name).copy_(value / PLACE_UNIT)
+            value = torch.from_numpy(arrays["net.embed_rate"].astype(np.float32))
+            model.embed_rate.copy_(value / BIAS_UNIT)
+            model.exp.copy_(torch.from_numpy(arrays["net.exp"].astype(np.float32)))
+        return model.requires_grad_(False).eval()

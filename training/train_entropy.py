@@ -68,7 +68,9 @@ def evaluate(model: nn.Module, cost: TableCost, data: SymbolSet) -> dict[str, li
     return means
 
 
-def collect(args: argparse.Namespace) -> tuple[dict[str, SymbolSet], dict[str, npt.NDArray[np.float32]]]:
+def collect(
+    args: argparse.Namespace,
+) -> tuple[dict[str, SymbolSet], dict[str, npt.NDArray[np.float32]]]:
     """Symbols of the training and dev pictures; kept in `--symbols` when that is given."""
     codec = load_codec(args.checkpoint)
     gains = gain_tables(codec)
@@ -180,7 +182,10 @@ def difference(
 
 
 def build(
-    args: argparse.Namespace, data: SymbolSet, cost: TableCost, gains: dict[str, npt.NDArray[np.float32]]
+    args: argparse.Namespace,
+    data: SymbolSet,
+    cost: TableCost,
+    gains: dict[str, npt.NDArray[np.float32]],
 ) -> nn.Module:
     """The model that `--model` names, at its start."""
     base, sizes = fit_base(data, cost), sizes_of(data)
@@ -209,8 +214,13 @@ def fit(
     tables = gaussian_tables(default_scales(), FRACTIONS)
     cost = TableCost(tables)
     model = build(args, sets["train"], cost, gains)
+    report: dict[str, Any] = {
+        "model": args.model,
+        "parameters": sum(p.numel() for n, p in model.named_parameters() if "base." not in n),
+        "dev_bytes_by_rate_at_start": evaluate(model, cost, sets["dev"]),
+    }
     train(model, cost, sets["train"], sets["dev"], args)
-    report: dict[str, Any] = {"dev_bytes_by_rate": evaluate(model, cost, sets["dev"])}
+    report["dev_bytes_by_rate"] = evaluate(model, cost, sets["dev"])
     model.eval()
     if isinstance(model, EntropyTransformer):
         arrays = model.arrays() | {f"gain.{k}": v for k, v in gains.items()}
@@ -238,11 +248,11 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rates-each", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="use only so many training pictures")
     parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training, at most")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--lr-base", type=float, default=0.05)
-    parser.add_argument("--decay", type=float, default=0.01)
+    parser.add_argument("--lr-base", type=float, default=4e-3)
+    parser.add_argument("--decay", type=float, default=0.02)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--vector-blocks", type=int, default=2)
     parser.add_argument("--spatial-blocks", type=int, default=2)
@@ -257,7 +267,10 @@ def main() -> None:
     """Command line."""
     args = options()
     sets, gains = collect(args)
-    print(json.dumps(fit(args, sets, gains)))
+    report = fit(args, sets, gains)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"report-{args.model}.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

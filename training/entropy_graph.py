@@ -1,0 +1,79 @@
+"""The entropy transformer as one graph, in torch and as ONNX, to hold against the product's numpy.
+
+What belongs here: all tables of a face from all its symbols at once (a decoder cannot do that, it
+has them step by step). Where the three say the same tables, they code the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sfic.entropy.model import GROUP, MEAN_LIMIT, QUADRANTS, VECTORS, EntropyModel, LayerSymbols
+from training.entropy_network import EntropyTransformer
+
+OPSET = 17
+PARTS = (*VECTORS, "spatial")
+
+
+class Laws(nn.Module):
+    """Symbols and rate to clipped mean and scale index of every symbol, in the order of coding."""
+
+    def __init__(self, network: EntropyTransformer, scale_count: int) -> None:
+        super().__init__()
+        self.network, self.top = network, scale_count - 1
+        first = network.steps["basic"][0] * GROUP
+        count = sum(network.sizes[p][0] for p in VECTORS)
+        self.register_buffer("heard", (torch.arange(count) >= first).float())
+
+    def forward(
+        self, basic: Tensor, middle: Tensor, enhanced: Tensor, spatial: Tensor, rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Symbols [n, ...] (float-valued integers), rate [n] 0..8 -> mean, scale [n, symbols]."""
+        net = self.network
+        parts = dict(zip(VECTORS, (basic, middle, enhanced), strict=True))
+        known = torch.cat([net.activations(p, parts[p], rate) for p in VECTORS], dim=1)
+        tokens = net.tokens(known, rate)
+        base = torch.cat([net.base_units(p, rate) for p in VECTORS], dim=2)
+        gain = torch.cat([getattr(net, f"output_{p}")[rate] for p in VECTORS], dim=1)
+        u, v = net.vector_laws(known, tokens, rate)
+        laws = [net.law(base, u * self.heard, v * self.heard, gain)]
+        c, s, _ = net.sizes["spatial"]
+        code = net.activations("spatial", spatial, rate)
+        base = net.base_units("spatial", rate).unflatten(2, (c, s, s))
+        gain = net.output_spatial[rate][:, None]
+        for step, (y, x) in enumerate(QUADRANTS):
+            u, v = net.spatial_laws(step, code, tokens, rate)
+            own = base[..., y::2, x::2].flatten(3).transpose(2, 3)
+            mean, scale = net.law(own, u, v, gain)
+            laws.append((mean.flatten(1), scale.flatten(1)))
+        mean, scale = (torch.cat(column, dim=1) for column in zip(*laws, strict=True))
+        return mean.clamp(-MEAN_LIMIT, MEAN_LIMIT), scale.clamp(0, self.top)
+
+
+def export_laws(laws: Laws, path: Path) -> None:
+    """Write the graph as ONNX with a free batch size."""
+    sizes = laws.network.sizes
+    inputs = [torch.zeros(2, *sizes[p]) for p in PARTS] + [torch.zeros(2, dtype=torch.int64)]
+    names = [*PARTS, "rate"]
+    torch.onnx.export(
+        laws.eval(), tuple(inputs), str(path), input_names=names, output_names=["mean", "scale"],
+        dynamic_axes={name: {0: "N"} for name in (*names, "mean", "scale")},
+        opset_version=OPSET, dynamo=False,
+    )
+
+
+def tables_of(
+    model: EntropyModel, symbols: LayerSymbols, rate: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Offset and table index of every symbol by the product's own code, in the order of coding."""
+    vectors, cells = [], []
+    for layer in VECTORS:
+        for step in model._steps(layer, rate, symbols.parts):
+            (cells if step.part == "spatial" else vectors).append((step.offset, step.table))
+    offset, table = zip(*(vectors + cells), strict=True)
+    return np.concatenate(offset), np.concatenate(table)
