@@ -33,7 +33,13 @@ SLOPE = 0.2
 RESOLUTIONS = (4, 8, 16, 32, 64, 128, 256, 512)
 CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}
 PREVIEW_SIZES = (64, 128, 256, 512)
+HEAD_CHANNELS = {64: 160, 128: 96, 256: 48, 512: 32}
 IMAGE_SIZE = 1024
+
+
+def next_style(resolution: int) -> int:
+    """Index of the first style that acts on features of this resolution (4 -> 1, 512 -> 15)."""
+    return 2 * RESOLUTIONS.index(resolution) + 1
 
 
 class MappingNetwork(nn.Module):
@@ -171,19 +177,43 @@ class ToImage(nn.Module):
 
 
 class PreviewHead(nn.Module):
-    """An image of 2 R x 2 R from the R x R features: modulated 1x1 convolution, pixel shuffle."""
+    """An image of 2 R x 2 R from the R x R features, at a fraction of the blocks that it leaves out.
 
-    def __init__(self, resolution: int) -> None:
+    Two hidden layers at R x R, then a pixel shuffle. The blocks left out decide most of the colour
+    from their own styles, so the head reads a fixed mixture of all of those, too.
+    """
+
+    def __init__(self, size: int) -> None:
         super().__init__()
-        c = CHANNELS[resolution]
-        self.modulation = nn.Linear(STYLE_DIM, c)
-        self.weight = nn.Parameter(torch.empty(12, c))
-        self.bias = nn.Parameter(torch.empty(12, 1, 1))
+        resolution = size // 2
+        c, h = CHANNELS[resolution], HEAD_CHANNELS[size]
+        self.first_style = next_style(resolution)
+        self.mixture = nn.Parameter(torch.empty(STYLES - self.first_style - 1))
+        self.weight1 = nn.Parameter(torch.empty(h, c))
+        self.bias1 = nn.Parameter(torch.empty(h, 1, 1))
+        self.modulation1 = nn.Linear(STYLE_DIM, h)
+        self.depthwise = nn.Parameter(torch.empty(h, 1, 3, 3))
+        self.modulation2 = nn.Linear(STYLE_DIM, h)
+        self.weight2 = nn.Parameter(torch.empty(h, h))
+        self.bias2 = nn.Parameter(torch.empty(h, 1, 1))
+        self.modulation3 = nn.Linear(STYLE_DIM, h)
+        self.weight3 = nn.Parameter(torch.empty(12, h))
+        self.shift = nn.Linear(STYLE_DIM, 12)
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x: [N, C, R, R], style: the one that the next block reads, [N, 512] -> [N, 3, 2R, 2R]."""
-        weight = self.weight * self.modulation(style)[:, None, :]  # [N, 12, C]
-        return F.pixel_shuffle(pointwise(x, weight) + self.bias, 2)
+    def forward(self, x: Tensor, styles: Tensor) -> Tensor:
+        """x: [N, C, R, R], styles: [N, 16, 512] -> [N, 3, 2R, 2R]."""
+        first = styles[:, self.first_style]  # [N, 512]
+        # A sum of products, not a matrix product: that may not run in bfloat16 when the rest does.
+        later = (styles[:, self.first_style + 1 :] * self.mixture[:, None]).sum(dim=1)  # [N, 512]
+        gain = self.modulation1(first)[:, :, None]  # [N, H, 1]
+        x = pointwise(x, self.weight1 * gain) + self.bias1 * gain[..., None]  # [N, H, R, R]
+        x = F.leaky_relu(x, SLOPE)
+        x = F.conv2d(x, self.depthwise, padding=1, groups=x.shape[1])  # [N, H, R, R]
+        weight = self.weight2 * self.modulation2(later)[:, None, :]  # [N, H, H]
+        x = F.leaky_relu(pointwise(x, weight) + self.bias2, SLOPE)  # [N, H, R, R]
+        weight = self.weight3 * self.modulation3(later)[:, None, :]  # [N, 12, H]
+        x = pointwise(x, weight) + self.shift(later)[:, :, None, None]  # [N, 12, R, R]
+        return F.pixel_shuffle(x, 2)
 
 
 class Generator(nn.Module):
@@ -209,7 +239,7 @@ class Generator(nn.Module):
         self.input = Input()
         self.blocks = nn.ModuleDict({str(r): Block(r) for r in RESOLUTIONS[1:]})
         self.to_image = ToImage()
-        self.heads = nn.ModuleDict({str(s): PreviewHead(s // 2) for s in PREVIEW_SIZES})
+        self.heads = nn.ModuleDict({str(s): PreviewHead(s) for s in PREVIEW_SIZES})
 
     @classmethod
     def load(cls, path: str | Path) -> Generator:
@@ -259,10 +289,9 @@ class Generator(nn.Module):
     def _run(self, x: Tensor | None, styles: Tensor, start: int, size: int) -> Tensor:
         assert size in (*PREVIEW_SIZES, IMAGE_SIZE) and size >= 2 * start, (start, size)
         x = self._advance(x, styles, start, size // 2)  # [N, C, size/2, size/2]
-        style = styles[:, next_style(size // 2)]  # [N, 512]
         if size == IMAGE_SIZE:
-            return self.to_image(x, style)
-        return self.heads[str(size)](x, style)
+            return self.to_image(x, styles[:, next_style(size // 2)])
+        return self.heads[str(size)](x, styles)
 
     def _advance(self, x: Tensor | None, styles: Tensor, start: int, stop: int) -> Tensor:
         if x is None:
@@ -272,11 +301,6 @@ class Generator(nn.Module):
                 first = next_style(resolution // 2)
                 x = self.blocks[str(resolution)](x, styles[:, first], styles[:, first + 1])
         return x
-
-
-def next_style(resolution: int) -> int:
-    """Index of the first style that acts on features of this resolution (4 -> 1, 512 -> 15)."""
-    return 2 * RESOLUTIONS.index(resolution) + 1
 
 
 def _check_styles(styles: Tensor) -> None:
