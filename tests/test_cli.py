@@ -391,6 +391,7 @@ def skeleton(text: str) -> str:
     """Output without what differs between machines and model bundles: numbers, ids, spacing."""
     text = re.sub(r"\b[0-9A-Z]{26}\b", "ID", text)
     text = re.sub(r"\b(fe)?male\b", "GENDER", text)
+    text = re.sub(r"\b(yes|no) \(", "SMILE (", text)
     text = re.sub(r'"model_bundle": "\w+"|model bundle \w+', "BUNDLE", text)
     text = re.sub(r"[-+]?\d+(\.\d+)?(e-?\d+)?", "N", text)
     return re.sub(r"[\s─━]+", " ", text).strip()
