@@ -20,7 +20,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from sfic.networks.generator import CHANNELS, IMAGE_SIZE, PREVIEW_SIZES, STYLE_DIM, STYLES, Generator
+from sfic.networks.generator import (
+    CHANNELS,
+    IMAGE_SIZE,
+    PREVIEW_SIZES,
+    STYLE_DIM,
+    STYLES,
+    Generator,
+)
 
 LOW, HIGH = "generator_low.onnx", "generator_high.onnx"
 SPLIT = 32

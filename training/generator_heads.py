@@ -27,7 +27,7 @@ from sfic.networks.generator import (
 )
 
 CROP = 32
-CROPS = {64: 1, 128: 2, 256: 2, 512: 2}  # from one face
+CROPS = {64: 1, 128: 1, 256: 2, 512: 4}  # from one face
 CLIP = 1.2  # beyond this a picture is white or black anyway
 
 
@@ -44,7 +44,7 @@ class Crops:
 
 
 def sample_styles(mapping: MappingNetwork, mean: Tensor, n: int, seed: int) -> Tensor:
-    """Styles as reconstructions have them: truncation 0.5 to 1, half of them mixed: [N, 16, 512]."""
+    """Styles [N, 16, 512] as reconstructions have them: truncation 0.5 to 1, half of them mixed."""
     rng = torch.Generator().manual_seed(seed)
     w = mapping(torch.randn(2 * n, 512, generator=rng)).view(2, n, 512)
     w = mean + (w - mean) * (torch.rand(2, n, 1, generator=rng) * 0.5 + 0.5)

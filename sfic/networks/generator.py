@@ -177,7 +177,7 @@ class ToImage(nn.Module):
 
 
 class PreviewHead(nn.Module):
-    """An image of 2 R x 2 R from the R x R features, at a fraction of the blocks that it leaves out.
+    """An image of 2 R x 2 R from the R x R features, cheaper than the blocks that it leaves out.
 
     Two hidden layers at R x R, then a pixel shuffle. The blocks left out decide most of the colour
     from their own styles, so the head reads a fixed mixture of all of those, too.
