@@ -12,6 +12,7 @@ picture that the encoder compares the face with (where there is none, the smalle
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfic.errors import BundleError, InvalidInput
+from sfic.onnx_outputs import keep_outputs, output_names
 from sfic.runtime import make_session
 
 __all__ = ["OnnxGenerator"]
@@ -37,20 +39,22 @@ class OnnxGenerator:
     ) -> None:
         """Load both graphs; errors as in `sfic.runtime.make_session`."""
         self._low = make_session(low, provider, threads)
-        self._high = make_session(high, provider, threads)
         self._styles = tuple(self._low.get_inputs()[0].shape[1:])
-        outputs = [output.name for output in self._high.get_outputs()]
+        self._high = high
+        self._settings = (provider, threads)
+        self._sessions: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        outputs = output_names(high.read_bytes())
         images = [name for name in outputs if name.startswith(_IMAGE)]
         self.sizes = tuple(sorted(int(name.removeprefix(_IMAGE)) for name in images))
         if not self.sizes:
             raise BundleError(f"{high} makes no picture: its outputs are {outputs}")
         self._preview = _PREVIEW if _PREVIEW in outputs else f"{_IMAGE}{self.sizes[0]}"
-        self._ort: Any = __import__("onnxruntime")
 
     @property
     def provider(self) -> str:
         """The execution provider in use."""
-        name: str = self._high.get_providers()[0]
+        name: str = self._low.get_providers()[0]
         return name
 
     def features(self, styles: FloatArray) -> FloatArray:
@@ -74,11 +78,13 @@ class OnnxGenerator:
         return self._output(self._preview, styles, self.features(styles))
 
     def _output(self, name: str, styles: FloatArray, features: FloatArray) -> FloatArray:
-        options = self._ort.RunOptions()
-        # Without this, a preview would pay for the 1024x1024 image.
-        options.only_execute_path_to_fetches = True
-        inputs = {"styles": styles, "features": features}
-        image: FloatArray = self._high.run([name], inputs, options)[0]
+        # A session for each size: one with all outputs would run to 1024x1024 for every preview.
+        with self._lock:
+            session = self._sessions.get(name)
+            if session is None:
+                pruned = keep_outputs(self._high.read_bytes(), {name})
+                session = self._sessions[name] = make_session(pruned, *self._settings)
+        image: FloatArray = session.run([name], {"styles": styles, "features": features})[0]
         return image
 
     def synthesise(

@@ -44,8 +44,8 @@ def choose_provider(wanted: str) -> str:
     return CUDA if there and wanted != "cpu" else CPU
 
 
-def make_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
-    """An ONNX Runtime InferenceSession of the network in `path`.
+def make_session(network: Path | bytes, provider: str = "cpu", threads: int = 0) -> Any:
+    """An ONNX Runtime InferenceSession of a network, a file or its bytes.
 
     `provider`: "auto", "cpu" or "cuda". `threads`: threads of one run, 0: all cores. Raises
     BundleError when the file cannot be loaded, ProviderUnavailable when the GPU was asked for and
@@ -61,9 +61,11 @@ def make_session(path: Path, provider: str = "cpu", threads: int = 0) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [CPU] if chosen == CPU else [CUDA, CPU]
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
+        source = network if isinstance(network, bytes) else str(network)
+        session = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:
-        raise BundleError(f"cannot load {path}: {error}") from error
+        name = "the network" if isinstance(network, bytes) else network
+        raise BundleError(f"cannot load {name}: {error}") from error
     if provider == "cuda" and session.get_providers()[0] != CUDA:
         raise ProviderUnavailable("CUDA was asked for, but ONNX Runtime could not start it")
     return session

@@ -63,7 +63,7 @@ class RateWeights:
         step = torch.stack((error.mean(), (error * (t - 0.5)).mean() * 4))
         self.ab[layer] += self.step * step
         # Where more bits buy nothing, or fewer would cost everything, the budget is not the law.
-        self.ab[layer].clamp_(torch.tensor([-4.0, -4.0]), torch.tensor([0.0, 0.0]))
+        self.ab[layer].clamp_(torch.tensor([-4.0, -6.0]), torch.tensor([0.0, 0.0]))
 
 
 def half() -> torch.autocast:
