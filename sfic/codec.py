@@ -6,6 +6,7 @@ of them has a module of its own; training is in `training/`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,11 @@ FloatArray = npt.NDArray[np.float32]
 
 SIZES: Final = (128, 256, 512, 1024)  # of a bundle that does not state its own
 CROP_SIZE: Final = 512
-DEAD_ZONE_MAX: Final = 8.0
+# Squared distance, in quantiser steps, that a bit is worth. Where steps balance bits and distortion,
+# a uniform quantiser's distortion, step^2 / 12, falls by ln(2) / 6 of a squared step a bit.
+PRICE: Final = math.log(2.0) / 6.0
+PRICE_MIN: Final = 1e-3
+PRICE_MAX: Final = 1e3
 TARGET_STEPS: Final = 14
 
 
@@ -113,12 +118,15 @@ class Codec:
         crop = _checked_crop(crop)
         if effort not in range(4):
             raise InvalidInput(f"effort {effort!r} is not in 0..3")
-        latents = self._analyse(crop, effort)
+        if effort > 1:
+            raise InvalidInput("this release encodes at effort 0 or 1: 2 and 3 are to come")
+        latents = self._analyse(crop)
+        price = PRICE if effort else 0.0
         if target_bytes is not None:
-            return self._encode_to(crop, latents, target_bytes)
+            return self._encode_to(crop, latents, target_bytes, price)
         if rate not in RATES:
             raise InvalidInput(f"rate {rate!r} is not in 1..9")
-        return self._encode_at(crop, latents, rate, 0.0)
+        return self._encode_at(crop, latents, rate, price)
 
     def encode_picture(
         self,
@@ -148,43 +156,45 @@ class Codec:
             )
         return faces
 
-    def _analyse(self, crop: Rgb, effort: int) -> dict[str, FloatArray]:
+    def _analyse(self, crop: Rgb) -> dict[str, FloatArray]:
         """Latents of the three style layers, float32 [1, n] each."""
-        if effort > 0:
-            raise InvalidInput("this model bundle encodes at effort 0 only")
         size = int(self.bundle.meta["input"])
         outputs = _run(self._analysis, {"crop": _planes(_resize(crop, size))})
         return {name: outputs[name] for name in LAYERS}
 
     def _encode_at(
-        self, crop: Rgb, latents: Mapping[str, FloatArray], rate: int, dead_zone: float
+        self, crop: Rgb, latents: Mapping[str, FloatArray], rate: int, price: float
     ) -> EncodedFace:
-        """Quantise and code at one rate; symbols of higher layers within the dead zone become 0."""
-        parts: dict[str, npt.NDArray[np.int32]] = {}
-        decoded: dict[str, FloatArray] = {}
-        for name in LAYERS:
-            wide = 0.0 if name == "basic" else dead_zone
-            parts[name] = _quantise(latents[name][0], self._gain(name, rate), wide)
-            decoded[name] = self._dequantise(name, parts[name], rate)
-        styles = self._styles(decoded, "enhanced")
-        preview = self._generator.preview(styles)  # [1, 3, 64, 64] in about [-1, 1]
-        seen = _planes(_resize(crop, preview.shape[2]))
-        code = _run(self._spatial_analysis, {"crop": seen, "preview": preview})["code"][0]
-        parts["spatial"] = _quantise(code, self._gain("spatial", rate), dead_zone)
-        symbols = LayerSymbols(parts)
+        """Quantise and code at one rate; `price`: see `EntropyModel.choose`."""
+
+        def ideal(part: str, chosen: LayerSymbols) -> FloatArray:
+            if part == "spatial":
+                return self._missing(crop, chosen, rate) * self._gain(part, rate)
+            return latents[part][0] * self._gain(part, rate)
+
+        symbols = LayerSymbols({})
         packets: dict[Layer, bytes] = {}
         for name in LAYERS:
+            # Who it is must not be traded away: the basic layer pays the usual price at most.
+            worth = min(price, PRICE) if name == "basic" else price
+            symbols, payload = self._entropy.choose(name, rate, ideal, symbols, worth)
             header = PacketHeader(name, rate, self.bundle.id)
-            payload = self._entropy.encode(name, rate, symbols)
             checked = [symbols.of_layer(lower) for lower in up_to(name)]
             packets[name] = seal_packet(header, payload, checked)
         return EncodedFace(**packets, face_score=1.0)
 
+    def _missing(self, crop: Rgb, chosen: LayerSymbols, rate: int) -> FloatArray:
+        """Spatial latents [C, S, S]: what the chosen styles alone do not show of the face."""
+        decoded = {name: self._dequantise(name, chosen.parts[name], rate) for name in LAYERS}
+        preview = self._generator.preview(self._styles(decoded, "enhanced"))  # [1, 3, 64, 64]
+        seen = _planes(_resize(crop, preview.shape[2]))
+        return _run(self._spatial_analysis, {"crop": seen, "preview": preview})["code"][0]
+
     def _encode_to(
-        self, crop: Rgb, latents: Mapping[str, FloatArray], target: int
+        self, crop: Rgb, latents: Mapping[str, FloatArray], target: int, price: float
     ) -> EncodedFace:
-        """The lowest rate that reaches `target` bytes, its dead zone widened until they fit."""
-        best = smallest = self._encode_at(crop, latents, RATES[0], DEAD_ZONE_MAX)
+        """The lowest rate that reaches `target` bytes, bits made dearer until they fit."""
+        best = smallest = self._encode_at(crop, latents, RATES[0], PRICE_MAX)
         if target < smallest.total_bytes:
             raise InvalidInput(
                 f"{target} bytes are too few for this face: at least {smallest.total_bytes}"
@@ -192,18 +202,18 @@ class Codec:
         low, high = RATES[0], RATES[-1]
         while low < high:
             middle = (low + high) // 2
-            if self._encode_at(crop, latents, middle, 0.0).total_bytes >= target:
+            if self._encode_at(crop, latents, middle, price).total_bytes >= target:
                 high = middle
             else:
                 low = middle + 1
-        inside, outside = DEAD_ZONE_MAX, 0.0
+        inside, outside = PRICE_MAX, price
         for step in range(TARGET_STEPS):
-            dead_zone = 0.0 if step == 0 else (inside + outside) / 2
-            face = self._encode_at(crop, latents, low, dead_zone)
+            worth = price if step == 0 else math.sqrt(inside * max(outside, PRICE_MIN))
+            face = self._encode_at(crop, latents, low, worth)
             if face.total_bytes > target:
-                outside = dead_zone
+                outside = worth
                 continue
-            inside = dead_zone
+            inside = worth
             if face.total_bytes > best.total_bytes:
                 best = face
             if step == 0 or face.total_bytes >= 0.98 * target:
@@ -225,16 +235,19 @@ class Codec:
         if size not in self.sizes:
             raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, self.sizes))}")
         symbols, rate = self.decode_symbols(face, layer)
+        return self.synthesise(symbols, rate, layer, size)
+
+    def synthesise(self, symbols: LayerSymbols, rate: int, layer: Layer, size: int) -> Rgb:
+        """The second half of `decode`: a picture from symbols that `decode_symbols` gave."""
         decoded = {
             name: self._dequantise(name, values, rate) for name, values in symbols.parts.items()
         }
         styles = self._styles(decoded, layer)
-        correction = None
+        features = self._generator.features(styles)
         if layer == "enhanced" and symbols.parts["spatial"].any():
-            features = self._generator.features(styles)
             inputs = {"code": decoded["spatial"], "features": features}
-            correction = _run(self._correction, inputs)["correction"]
-        return self._generator.synthesise(styles, correction, size)[0]
+            features = features + _run(self._correction, inputs)["correction"]
+        return self._generator.picture(styles, features, size)[0]
 
     def decode_symbols(self, face: EncodedFace, layers: str) -> tuple[LayerSymbols, int]:
         """Symbols of the layers up to `layers`, and the rate they were quantised at."""
@@ -391,14 +404,6 @@ def _resize(crop: Rgb, size: int) -> Rgb:
 def _planes(rgb: Rgb) -> FloatArray:
     """uint8 [S, S, 3] -> float32 [1, 3, S, S] in [-1, 1]."""
     return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32) / 127.5 - 1.0
-
-
-def _quantise(latents: FloatArray, gain: FloatArray, dead_zone: float) -> npt.NDArray[np.int32]:
-    scaled = latents * gain
-    symbols = np.rint(scaled)
-    if dead_zone > 0:
-        symbols[np.abs(scaled) < 0.5 + dead_zone] = 0
-    return symbols.astype(np.int32)
 
 
 def _run(session: Any, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

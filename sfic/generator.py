@@ -87,10 +87,18 @@ class OnnxGenerator:
         image: FloatArray = session.run([name], {"styles": styles, "features": features})[0]
         return image
 
+    def picture(
+        self, styles: FloatArray, features: FloatArray, size: int
+    ) -> npt.NDArray[np.uint8]:
+        """As `image`, but RGB uint8 [N, size, size, 3]."""
+        image = self.image(styles, features, size)
+        rgb = np.rint(np.clip(image, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
+        return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
+
     def synthesise(
         self, styles: FloatArray, correction: FloatArray | None, size: int
     ) -> npt.NDArray[np.uint8]:
-        """Pictures of faces: RGB uint8 [N, size, size, 3].
+        """Styles to pictures in one go: RGB uint8 [N, size, size, 3].
 
         `styles`: float32 [N, 16, 512]; `correction`: float32 [N, C, 32, 32], added to the features,
         or None; `size`: one of `sizes`. Raises InvalidInput on other shapes or sizes.
@@ -100,6 +108,4 @@ class OnnxGenerator:
             if correction.shape != features.shape:
                 raise InvalidInput(f"a correction is {features.shape}, not {correction.shape}")
             features = features + correction
-        image = self.image(styles, features, size)
-        rgb = np.rint(np.clip(image, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
-        return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
+        return self.picture(styles, features, size)

@@ -19,7 +19,7 @@ four neighbours before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
@@ -211,6 +211,40 @@ class EntropyModel:
             cost = self.tables.bits(values - step.offset, step.table)
             costs[step.part].reshape(-1)[step.places] = cost
         return costs
+
+    def choose(
+        self,
+        layer: str,
+        rate: int,
+        ideal: Callable[[str, LayerSymbols], FloatArray],
+        known: LayerSymbols,
+        price: float,
+    ) -> tuple[LayerSymbols, bytes]:
+        """The symbols so far plus those of `layer`, chosen greedily step by step, and its payload.
+
+        `ideal`: the values before rounding of a part, in quantiser steps, asked for when all that
+        comes before the part is chosen. `price`: squared distance in steps that a bit is worth; 0
+        rounds. A symbol is the nearest one, or the next one towards the law's mean, or the mean
+        itself, where that costs less.
+        """
+        coder = SymbolEncoder(self.tables)
+        parts = dict(known.parts)
+        for part in _parts(layer):
+            parts[part] = np.zeros(self.sizes[part], np.int32)
+        wanted: dict[str, FloatArray] = {}
+        for step in self._steps(layer, rate, parts):
+            if step.part not in wanted:
+                wanted[step.part] = ideal(step.part, LayerSymbols(parts)).reshape(-1)
+            value = wanted[step.part][step.places]
+            best = np.rint(value).astype(np.int32)
+            if price > 0:
+                options = np.stack((best, best - np.sign(best - step.offset), step.offset))
+                bits = self.tables.bits(options - step.offset, step.table[None])
+                cost = np.square(options - value) + price * bits  # [3, n]
+                best = np.take_along_axis(options, cost.argmin(axis=0)[None], axis=0)[0]
+            coder.put(best - step.offset, step.table)
+            parts[step.part].reshape(-1)[step.places] = best
+        return LayerSymbols(parts), coder.finish()
 
     def decode(self, layer: str, rate: int, payload: bytes, known: LayerSymbols) -> LayerSymbols:
         """The symbols so far plus those of `layer`; PacketError when the payload is not one."""
