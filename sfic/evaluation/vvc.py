@@ -7,6 +7,7 @@ measure at a number of bytes. Not here: the judges themselves, other codecs, plo
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,17 @@ from numpy.typing import NDArray
 from sfic.errors import InvalidInput
 from sfic.evaluation.judges import WORKING_SIZE, Judges
 
-__all__ = ["HIGHER_IS_BETTER", "MEASURES", "Point", "Stream", "best_at", "decode", "judge"]
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "MEASURES",
+    "Point",
+    "Stream",
+    "best_at",
+    "decode",
+    "judge",
+    "read_judged",
+    "read_streams",
+]
 
 # Measures of a point, and how pictures are summed up: as in the shared table, all are means but the
 # landmark error, which is a median.
@@ -33,6 +44,15 @@ HIGHER_IS_BETTER = {
     "psnr": True,
 }
 MEASURES = tuple(HIGHER_IS_BETTER)
+# The measures' names in `dev_judged.json`.
+_JUDGED_NAMES = {
+    "identity": "id",
+    "identity_dlib": "id_dlib",
+    "vgg": "vgg",
+    "landmarks": "lm",
+    "found": "found",
+    "psnr": "psnr",
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,35 @@ def judge(
     values["landmarks"] = float(np.median(result.landmarks))
     mean_bytes = float(np.mean([s.bytes_vcl for s in chosen]))
     return Point(chosen[0].size, chosen[0].qp, mean_bytes, values)
+
+
+def read_judged(folder: Path, images: Iterable[str] | None = None) -> list[Point]:
+    """Points from `dev_judged.json`, the figures that came with the streams, over `images`.
+
+    By default over all images of a setting. Settings that lack one of the images are left out: a
+    mean over the small ones alone would flatter them. The landmark error is a median.
+    """
+    file = folder / "dev_judged.json"
+    if not file.is_file():
+        raise InvalidInput(f"no judged VVC points at {file}")
+    rows = json.loads(file.read_text())
+    wanted = set(images) if images is not None else {row["image"] for row in rows}
+    settings: dict[tuple[int, int], list[dict[str, float]]] = {}
+    for row in rows:
+        if row["image"] in wanted:
+            settings.setdefault((int(row["size"]), int(row["qp"])), []).append(row)
+    points = []
+    for (size, qp), chosen in sorted(settings.items()):
+        if len(chosen) != len(wanted):
+            continue
+        values = {
+            name: float(np.mean([row[theirs] for row in chosen]))
+            for name, theirs in _JUDGED_NAMES.items()
+        }
+        values["landmarks"] = float(np.median([row["lm"] for row in chosen]))
+        mean_bytes = float(np.mean([float(row["bytes_vcl"]) for row in chosen]))
+        points.append(Point(size, qp, mean_bytes, values))
+    return points
 
 
 def best_at(points: Iterable[Point], measure: str, budget: float) -> float | None:
