@@ -6,6 +6,8 @@ has them step by step). Where the three say the same tables, they code the same 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +62,14 @@ def export_laws(laws: Laws, path: Path) -> None:
     sizes = laws.network.sizes
     inputs = [torch.zeros(2, *sizes[p]) for p in PARTS] + [torch.zeros(2, dtype=torch.int64)]
     names = [*PARTS, "rate"]
-    torch.onnx.export(
-        laws.eval(), tuple(inputs), str(path), input_names=names, output_names=["mean", "scale"],
-        dynamic_axes={name: {0: "N"} for name in (*names, "mean", "scale")},
-        opset_version=OPSET, dynamo=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of itself, and of shapes that are fixed
+        torch.onnx.export(
+            laws.eval(), tuple(inputs), str(path), input_names=names,
+            output_names=["mean", "scale"],
+            dynamic_axes={name: {0: "N"} for name in (*names, "mean", "scale")},
+            opset_version=OPSET, dynamo=False,
+        )
 
 
 def tables_of(
@@ -77,3 +82,53 @@ def tables_of(
             (cells if step.part == "spatial" else vectors).append((step.offset, step.table))
     offset, table = zip(*(vectors + cells), strict=True)
     return np.concatenate(offset), np.concatenate(table)
+
+
+Run = Callable[[int, LayerSymbols], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+
+
+def law_runs(laws: Laws, onnx_path: Path) -> dict[str, Run]:
+    """The graph in torch, and the exported one in ONNX Runtime with and without optimisation.
+
+    Each maps (rate 1..9, symbols) to mean and scale index of all symbols, int64 [symbols].
+    """
+    import onnxruntime as ort
+
+    def inputs(rate: int, symbols: LayerSymbols) -> list[npt.NDArray[np.generic]]:
+        parts = [symbols.parts[p].astype(np.float32)[None] for p in PARTS]
+        return [*parts, np.array([rate - 1])]
+
+    def whole(values: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+        integers = values[0].astype(np.int64)
+        if not np.array_equal(integers, values[0]):
+            raise ValueError("the graph gave a number that is not whole")
+        return integers
+
+    def in_torch(
+        rate: int, symbols: LayerSymbols
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        with torch.no_grad():
+            mean, scale = laws(*(torch.from_numpy(x) for x in inputs(rate, symbols)))
+        return whole(mean.numpy()), whole(scale.numpy())
+
+    def in_onnx(level: ort.GraphOptimizationLevel) -> Run:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        session = ort.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+
+        def run(
+            rate: int, symbols: LayerSymbols
+        ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+            feed = dict(zip(names, inputs(rate, symbols), strict=True))
+            mean, scale = session.run(["mean", "scale"], feed)
+            return whole(mean), whole(scale)
+
+        return run
+
+    levels = ort.GraphOptimizationLevel
+    return {
+        "torch": in_torch,
+        "onnxruntime, optimised": in_onnx(levels.ORT_ENABLE_ALL),
+        "onnxruntime, as exported": in_onnx(levels.ORT_DISABLE_ALL),
+    }

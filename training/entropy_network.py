@@ -244,7 +244,6 @@ class EntropyTransformer(nn.Module):
 
     def vector_laws(self, known: Tensor, tokens: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         """u, v [n, K] of all symbols of the vectors, each from the steps before it."""
-        n = len(rate)
         x = self.table(self.place)[None] + self.table(self.rate)[rate][:, None]  # [n, T, D]
         x = x.clamp(-fixed.RESIDUAL_MAX, fixed.RESIDUAL_MAX)
         memory = tokens[:, :-1]  # the last token of all is never asked for
@@ -258,7 +257,7 @@ class EntropyTransformer(nn.Module):
                 if begin:
                     linear.append(self.around[f"around_{part}{i}"](known[:, :begin]))
                 else:
-                    linear.append(torch.zeros(n, count * GROUP))
+                    linear.append(torch.zeros_like(known[:, : count * GROUP]))
                 begin += count * GROUP
         u = (u.flatten(1) + torch.cat(linear, dim=1)).clamp(-fixed.LAW_MAX, fixed.LAW_MAX)
         return u, v.flatten(1)
