@@ -97,6 +97,7 @@ def export(
         # Shape checks become constants, as they should; the new exporter writes larger graphs.
         for kind in (torch.jit.TracerWarning, DeprecationWarning):
             warnings.simplefilter("ignore", kind)
+        warnings.filterwarnings("ignore", "Constant folding")
         torch.onnx.export(
             module,
             tuple(inputs.values()),
