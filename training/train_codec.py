@@ -232,14 +232,10 @@ class Trainer:
             out = generator.head(features, styles, 32).float()  # [N, 3, 64, 64]
         losses["pixels"] = pyramid_l1(out, target64, 3).mean()
         identity = [self.identity_loss(out, target64)] if self.teacher is not None else []
-        if c["size"] >= 128:
-            with half():
-                features = generator.advance(features, styles, 32, 64)
-                out = generator.head(features, styles, 64).float()  # [N, 3, 128, 128]
-            target128 = F.interpolate(target, size=128, mode="area")
-            losses["pixels"] = losses["pixels"] + pyramid_l1(out, target128, 1).mean()
-            if self.teacher is not None:
-                identity.append(self.identity_loss(out, target128))
+        if c["full"]:
+            losses |= self.full_losses(
+                features[: c["full"]], styles[: c["full"]], target[: c["full"]]
+            )
         if identity:
             losses["identity"] = torch.stack([x[0] for x in identity]).mean()
             losses["perceptual"] = torch.stack([x[1] for x in identity]).mean()
@@ -268,6 +264,21 @@ class Trainer:
             if pays.any():
                 losses[f"bytes_{name}"] = bits.detach()[pays].mean() / 8
         losses["rate"] = rate
+        return losses
+
+    def full_losses(self, features: Tensor, styles: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Losses of whole syntheses, averaged down to the size of the targets.
+
+        Only these see the upper styles on real faces, and whether the blocks above take a corrected
+        feature map as the preview does.
+        """
+        with half():
+            image = self.generator.from_features(features, styles, 32)
+        factor = image.shape[2] // target.shape[2]
+        out = F.avg_pool2d(image.float(), factor)  # [n, 3, S, S], S of the targets
+        losses = {"pixels_full": pyramid_l1(out, target, 4).mean()}
+        if self.teacher is not None:
+            losses["identity_full"], losses["perceptual_full"] = self.identity_loss(out, target)
         return losses
 
     def identity_loss(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
