@@ -33,7 +33,8 @@ def random_arrays(seed: int) -> Arrays:
     arrays: Arrays = {"net.shape": np.array([WIDTH, HEADS, 2, 2])}
 
     def dense(name: str, outputs: int, inputs: int, *lead: int, spread: int = 60) -> None:
-        arrays[f"net.{name}.weight"] = whole(-spread, spread, *lead, outputs, inputs).astype(np.int8)
+        weight = whole(-spread, spread, *lead, outputs, inputs)
+        arrays[f"net.{name}.weight"] = weight.astype(np.int8)
         arrays[f"net.{name}.bias"] = whole(-900, 900, *lead, outputs).astype(np.int32)
 
     for block in ("vector0", "vector1", "spatial0", "spatial1"):

@@ -92,7 +92,8 @@ def test_any_symbols_come_back(model: EntropyModel, rate: int) -> None:
     rng = np.random.default_rng(rate)
     for wild in (False, True):
         check_round_trip(model, rate, random_symbols(rng, SIZES, wild))
-    check_round_trip(model, rate, LayerSymbols({k: np.zeros(v, np.int32) for k, v in SIZES.items()}))
+    nothing = {part: np.zeros(size, np.int32) for part, size in SIZES.items()}
+    check_round_trip(model, rate, LayerSymbols(nothing))
 
 
 def test_symbols_of_real_faces_come_back_and_cost_less_than_noise(
@@ -207,7 +208,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items()))
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(map("=".join, v.items())))
 def test_same_bytes_in_other_processes(
     variant: dict[str, str], codec: Codec, faces: Path
 ) -> None:
@@ -351,7 +352,7 @@ def test_unknown_layers_are_refused(model: EntropyModel) -> None:
 
 
 def test_golden_packets(codec: Codec, faces: Path, rewrite_golden: bool) -> None:
-    """Packets that were written once decode to the same symbols, and those code to the same bytes."""
+    """Packets written once decode to the same symbols, and those code to the same bytes."""
     if rewrite_golden:
         stored = []
         for rate, symbols in read_faces(faces)[::2]:

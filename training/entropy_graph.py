@@ -63,7 +63,7 @@ def export_laws(laws: Laws, path: Path) -> None:
     inputs = [torch.zeros(2, *sizes[p]) for p in PARTS] + [torch.zeros(2, dtype=torch.int64)]
     names = [*PARTS, "rate"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of itself, and of shapes that are fixed
+        warnings.simplefilter("ignore")  # of itself, and of shapes that are fixed
         torch.onnx.export(
             laws.eval(), tuple(inputs), str(path), input_names=names,
             output_names=["mean", "scale"],

@@ -377,17 +377,18 @@ class EntropyTransformer(nn.Module):
             width=width, heads=heads, vector_blocks=vector_blocks, spatial_blocks=spatial_blocks,
             hidden=arrays["net.vector0.hidden.weight"].shape[0], dropout=0.0,
         )
+
+        def stored(name: str) -> Tensor:
+            return torch.from_numpy(arrays[f"net.{name}"].astype(np.float32))
+
         with torch.no_grad():
             for name, module in model.named_modules():
                 if isinstance(module, Dense):
                     short = model._file_name(name)
-                    for parameter, unit in (("weight", WEIGHT_UNIT), ("bias", BIAS_UNIT)):
-                        value = torch.from_numpy(arrays[f"net.{short}.{parameter}"].astype(np.float32))
-                        getattr(module, parameter).copy_(value / unit)
+                    module.weight.copy_(stored(f"{short}.weight") / WEIGHT_UNIT)
+                    module.bias.copy_(stored(f"{short}.bias") / BIAS_UNIT)
             for name in ("start", "place", "rate", "patch", "patch_rate"):
-                value = torch.from_numpy(arrays[f"net.{name}"].astype(np.float32))
-                getattr(model, name).copy_(value / PLACE_UNIT)
-            value = torch.from_numpy(arrays["net.embed_rate"].astype(np.float32))
-            model.embed_rate.copy_(value / BIAS_UNIT)
-            model.exp.copy_(torch.from_numpy(arrays["net.exp"].astype(np.float32)))
+                getattr(model, name).copy_(stored(name) / PLACE_UNIT)
+            model.embed_rate.copy_(stored("embed_rate") / BIAS_UNIT)
+            model.exp.copy_(stored("exp"))
         return model.requires_grad_(False).eval()

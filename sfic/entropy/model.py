@@ -184,7 +184,8 @@ class EntropyModel:
             unit = unit[:, None, None]
         x = np.clip(symbols, -ACTIVATION_MAX, ACTIVATION_MAX).astype(np.float32)
         x = np.floor(x * unit * np.float32(0.5**INPUT_SHIFT) + np.float32(0.5))
-        return np.clip(x, -ACTIVATION_MAX, ACTIVATION_MAX)
+        clipped: FloatArray = np.clip(x, -ACTIVATION_MAX, ACTIVATION_MAX)
+        return clipped
 
     def _step(
         self, part: str, places: npt.NDArray[np.intp], mean: Int32Array, scale: Int32Array

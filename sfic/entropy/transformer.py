@@ -80,7 +80,7 @@ def _round(total: FloatArray, shift: int, low: float, high: float) -> FloatArray
 
 
 class _Dense:
-    """A matrix product with a rounded, clipped result; W int8 [..., out, in], b int32 [..., out]."""
+    """A matrix product, rounded and clipped; weight int8 [..., out, in], bias int32 [..., out]."""
 
     def __init__(
         self,
