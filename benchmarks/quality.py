@@ -2,10 +2,10 @@
 
     python -m benchmarks.quality [--rates 1 3 5 7 9] [--limit N] [--sheet DIR]
 
-Codes the lossless CelebA-HQ dev pictures at each rate, reconstructs from basic, basic+middle and all
-layers, and judges each against the original at 512 px; then VVC's streams of the same pictures, by the
-same judges in the same run. Bytes are packets as sent, headers included; VVC counts without its
-headers, at the best it reaches with the same mean bytes, interpolated. Needs the face sets
+Codes the lossless CelebA-HQ dev pictures at each rate, reconstructs from basic, basic+middle and
+all layers, and judges each against the original at 512 px; then VVC's streams of the same pictures,
+by the same judges in the same run. Bytes are packets as sent, headers included; VVC counts without
+its headers, at the best it reaches with the same mean bytes, interpolated. Needs the face sets
 (`SFIC_SHARED`) and the judges (`python -m training.convert_judges`).
 """
 

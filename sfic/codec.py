@@ -38,8 +38,8 @@ FloatArray = npt.NDArray[np.float32]
 
 SIZES: Final = (128, 256, 512, 1024)  # of a bundle that does not state its own
 CROP_SIZE: Final = 512
-# Squared distance, in quantiser steps, that a bit is worth. Where steps balance bits and distortion,
-# a uniform quantiser's distortion, step^2 / 12, falls by ln(2) / 6 of a squared step a bit.
+# Squared distance, in quantiser steps, that a bit is worth. Where steps balance bits and
+# distortion, a uniform quantiser's, step^2 / 12, falls by ln(2) / 6 of a squared step a bit.
 PRICE: Final = math.log(2.0) / 6.0
 PRICE_MIN: Final = 1e-3
 PRICE_MAX: Final = 1e3
@@ -168,9 +168,10 @@ class Codec:
         """Quantise and code at one rate; `price`: see `EntropyModel.choose`."""
 
         def ideal(part: str, chosen: LayerSymbols) -> FloatArray:
-            if part == "spatial":
-                return self._missing(crop, chosen, rate) * self._gain(part, rate)
-            return latents[part][0] * self._gain(part, rate)
+            spatial = part == "spatial"
+            value = self._missing(crop, chosen, rate) if spatial else latents[part][0]
+            scaled: FloatArray = value * self._gain(part, rate)
+            return scaled
 
         symbols = LayerSymbols({})
         packets: dict[Layer, bytes] = {}
@@ -181,14 +182,18 @@ class Codec:
             header = PacketHeader(name, rate, self.bundle.id)
             checked = [symbols.of_layer(lower) for lower in up_to(name)]
             packets[name] = seal_packet(header, payload, checked)
-        return EncodedFace(**packets, face_score=1.0)
+        return EncodedFace(packets["basic"], packets["middle"], packets["enhanced"], face_score=1.0)
 
     def _missing(self, crop: Rgb, chosen: LayerSymbols, rate: int) -> FloatArray:
         """Spatial latents [C, S, S]: what the chosen styles alone do not show of the face."""
-        decoded = {name: self._dequantise(name, chosen.parts[name], rate) for name in LAYERS}
+        decoded = {
+            name: self._dequantise(name, values, rate) for name, values in chosen.parts.items()
+        }
         preview = self._generator.preview(self._styles(decoded, "enhanced"))  # [1, 3, 64, 64]
         seen = _planes(_resize(crop, preview.shape[2]))
-        return _run(self._spatial_analysis, {"crop": seen, "preview": preview})["code"][0]
+        outputs = _run(self._spatial_analysis, {"crop": seen, "preview": preview})
+        code: FloatArray = outputs["code"][0]
+        return code
 
     def _encode_to(
         self, crop: Rgb, latents: Mapping[str, FloatArray], target: int, price: float
@@ -247,7 +252,8 @@ class Codec:
         if layer == "enhanced" and symbols.parts["spatial"].any():
             inputs = {"code": decoded["spatial"], "features": features}
             features = features + _run(self._correction, inputs)["correction"]
-        return self._generator.picture(styles, features, size)[0]
+        picture: Rgb = self._generator.picture(styles, features, size)[0]
+        return picture
 
     def decode_symbols(self, face: EncodedFace, layers: str) -> tuple[LayerSymbols, int]:
         """Symbols of the layers up to `layers`, and the rate they were quantised at."""

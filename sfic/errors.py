@@ -1,7 +1,7 @@
 """The one error tree: every failure that a user, a client or an operator can meet.
 
-Each class carries a stable `code` for programs, the gRPC status it becomes on the wire, and the exit
-code of the CLI. Nothing else belongs here: messages are written where the error is raised.
+Each class carries a stable `code` for programs, the gRPC status it becomes on the wire, and the
+exit code of the CLI. Nothing else belongs here: messages are written where the error is raised.
 """
 
 from __future__ import annotations

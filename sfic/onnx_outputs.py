@@ -1,8 +1,8 @@
 """Cut an ONNX file down to what some of its outputs need, in memory, without the `onnx` package.
 
-ONNX Runtime runs every node of a graph, whichever output is asked for. Leaving out the other outputs
-and the nodes and weights that only they need is how one file serves previews at a fraction of the
-cost. Only the few bytes of protobuf framing that this takes are read here; graphs with subgraphs
+ONNX Runtime runs every node of a graph, whichever output is asked for. Leaving out the other
+outputs and the nodes and weights that only they need is how one file serves previews at a fraction
+of the cost. Only the few bytes of protobuf framing that this takes are read here; graphs with subgraphs
 (If, Loop) are not cut.
 """
 

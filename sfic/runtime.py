@@ -31,7 +31,7 @@ def _onnxruntime() -> Any:
 def choose_provider(wanted: str) -> str:
     """The execution provider for "auto", "cpu" or "cuda".
 
-    Raises ProviderUnavailable when "cuda" is asked for and is not there; "auto" takes it when it is.
+    Raises ProviderUnavailable when "cuda" is asked for and is not there; "auto" takes it if it is.
     """
     if wanted not in PROVIDERS:
         raise ProviderUnavailable(f"unknown provider {wanted!r}: one of {', '.join(PROVIDERS)}")

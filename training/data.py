@@ -1,4 +1,4 @@
-"""Training pictures: the face sets' index, decoded once into memory-mapped arrays, and augmentation.
+"""Training pictures: the face sets' index, decoded once into mapped arrays, and augmentation.
 
 Nothing here knows of networks. The face sets are research data that live outside the repository
 (`SFIC_SHARED`, default `../shared`); what is derived from them goes to `SFIC_CACHE`.

@@ -38,7 +38,7 @@ BYTES_HIGH = {"basic": 130.0, "middle": 230.0, "enhanced": 950.0}
 
 
 def target_bits(layer: str, t: Tensor) -> Tensor:
-    """Byte budget of a layer at rate t in 0..1, in bits: log-linear from about 60 to 1,310 bytes."""
+    """Byte budget of a layer at rate t in 0..1, in bits: log-linear, 60 to 1,310 bytes in all."""
     low, high = BYTES_LOW[layer], BYTES_HIGH[layer]
     return 8.0 * low * (high / low) ** t
 
@@ -317,7 +317,8 @@ class Trainer:
     def train_step(self, batch: tuple[np.ndarray, Tensor, Tensor]) -> dict[str, float]:
         c = self.config
         index, seen, target = batch
-        fake = np.sort(self.rng.choice(len(self.fake_pictures), c["batch_synthetic"], replace=False))
+        count = len(self.fake_pictures)
+        fake = np.sort(self.rng.choice(count, c["batch_synthetic"], replace=False))
         pictures = to_tensor(self.fake_pictures[fake])
         shown = torch.cat((seen, pictures))
         if self.size != shown.shape[2]:
@@ -366,7 +367,9 @@ class Trainer:
                 if self.step % c["log_every"] == 0:
                     line: dict[str, Any] = {"step": self.step, "hours": self.seconds / 3600}
                     line |= {name: round(float(np.mean(v)), 5) for name, v in sums.items()}
-                    line["lambda"] = {k: [round(float(x), 3) for x in v] for k, v in self.weights.ab.items()}
+                    line["lambda"] = {
+                        k: [round(float(x), 3) for x in v] for k, v in self.weights.ab.items()
+                    }
                     line["s_per_step"] = round((now - last_log) / c["log_every"], 3)
                     last_log = now
                     log.write(json.dumps(line) + "\n")

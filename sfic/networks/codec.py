@@ -118,6 +118,10 @@ class Whitening(nn.Module):
     component analysis of p whitens it, so that the likelihood of a latent is a plain norm.
     """
 
+    mean: Tensor
+    basis: Tensor
+    scale: Tensor
+
     def __init__(self, components: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
@@ -277,14 +281,12 @@ class RateModel(nn.Module):
         super().__init__()
         self.base = nn.Parameter(torch.zeros(outputs))
         self.slope = nn.Parameter(torch.zeros(outputs))
-        self.net = (
-            nn.Sequential(nn.Linear(lower + 1, hidden), nn.GELU(), nn.Linear(hidden, 2 * outputs))
-            if lower
-            else None
-        )
-        if self.net is not None:
-            nn.init.zeros_(self.net[2].weight)
-            nn.init.zeros_(self.net[2].bias)
+        self.net: nn.Sequential | None = None
+        if lower:
+            last = nn.Linear(hidden, 2 * outputs)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.net = nn.Sequential(nn.Linear(lower + 1, hidden), nn.GELU(), last)
 
     def forward(self, t: Tensor, lower: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
         """t: [N], lower: [N, L] or None, gain: [N, outputs] -> mean, log scale [N, outputs]."""
@@ -367,6 +369,7 @@ class FaceCodec(nn.Module):
         """Gains and factorised scales: logarithms that have far to go, so they learn faster."""
         laws = [self.spatial_base, self.spatial_slope]
         for rate in self.rates.values():
+            assert isinstance(rate, RateModel)
             laws += [rate.base, rate.slope]
         return laws + list(self.gains.parameters())
 

@@ -110,7 +110,7 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x: [N, C, R, R], scale: [N, C] (None: already applied) -> [N, O, R, R]."""
-        weight = self.pointwise  # [O, C]
+        weight: Tensor = self.pointwise  # [O, C]
         if scale is not None:
             if self.modulate_weights:
                 weight = weight * scale[:, None, :]  # [N, O, C]

@@ -85,7 +85,8 @@ def _slice(x: Sequence[Any], a: Attributes) -> Tensor:
             index[axis] = slice(start, end, step)
             value = value[tuple(index)]
         else:
-            picked = list(range(value.shape[axis]))[slice(start, end if end > -(1 << 60) else None, step)]
+            last = end if end > -(1 << 60) else None
+            picked = list(range(value.shape[axis]))[start:last:step]
             value = value.index_select(axis, torch.tensor(picked, dtype=torch.long))
     return value
 
