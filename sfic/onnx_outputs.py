@@ -2,7 +2,8 @@
 
 ONNX Runtime runs every node of a graph, whichever output is asked for. Leaving out the other
 outputs and the nodes and weights that only they need is how one file serves previews at a fraction
-of the cost. Only the few bytes of protobuf framing that this takes are read here; graphs with subgraphs
+of the cost. Only the few bytes of protobuf framing that this takes are read here; graphs with
+subgraphs
 (If, Loop) are not cut.
 """
 
