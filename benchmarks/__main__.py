@@ -1,0 +1,30 @@
+"""`python -m benchmarks`: all of it, one after the other, so that nothing is measured beside another.
+
+Quality needs the face sets (`SFIC_SHARED`) and is left out, with a word, where they are not.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from training.data import shared_dir
+
+
+def main() -> int:
+    """Run every benchmark; the exit status of the first that fails."""
+    commands = [["benchmarks.speed", "--threads", "1"], ["benchmarks.speed", "--threads", "2"]]
+    if (shared_dir() / "data" / "faces" / "index.csv").is_file():
+        commands += [["benchmarks.quality"]]
+    else:
+        print("no face sets: quality is not measured", file=sys.stderr)
+    for command in commands:
+        print(f"== python -m {' '.join(command)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", *command], check=False)
+        if done.returncode:
+            return done.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

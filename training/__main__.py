@@ -1,0 +1,83 @@
+"""`python -m training models`: rebuild every weight in `models/`, command after command.
+
+    python -m training models [--converted]     # --converted: only what comes from packages
+
+Converted networks come from pinned packages. Our own networks need the face sets too
+(`SFIC_SHARED`), and hours: each of their commands goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from training.data import REPOSITORY, cache_dir, shared_dir
+
+CONFIGS = Path("training") / "configs"
+FIRST, SECOND = "codec-v1", "codec-v1-fine"
+
+
+def converted() -> list[list[str]]:
+    """Commands that need nothing but packages."""
+    return [
+        ["training.convert_detection"],
+        ["training.generator"],
+        ["training.convert_teachers"],
+        ["training.convert_judges"],
+    ]
+
+
+def trained(out: Path) -> list[list[str]]:
+    """Commands that train our own networks, in order."""
+    first = cache_dir() / FIRST / "checkpoint.pt"
+    second = cache_dir() / SECOND / "checkpoint.pt"
+    heads = cache_dir() / SECOND / "heads.pt"
+    given = ["--checkpoint", str(second), "--input", "256"]
+    return [
+        ["training.teacher_cache"],
+        ["training.train_codec", "--config", str(CONFIGS / f"{FIRST}.toml")],
+        [
+            "training.train_codec",
+            *("--config", str(CONFIGS / f"{SECOND}.toml")),
+            *("--init", str(first)),
+        ],
+        ["training.train_entropy", *given, "--out", str(out)],
+        ["training.train_heads", *given, "--out", str(heads)],
+        ["training.export", *given, "--heads", str(heads), "--out", str(out)],
+    ]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["models"])
+    parser.add_argument("--converted", action="store_true", help="only what comes from packages")
+    args = parser.parse_args()
+    commands = converted()
+    faces = shared_dir() / "data" / "faces" / "index.csv"
+    if not args.converted:
+        if faces.is_file():
+            commands += trained(REPOSITORY / "models")
+        else:
+            print(f"no face sets at {faces}: our own networks stay as they are", file=sys.stderr)
+    # Large blocks kept by the allocator: mapping them anew each step costs more than the step.
+    tunables = (
+        "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296"
+        ":glibc.malloc.trim_threshold=8589934592"
+    )
+    environment = os.environ | {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", tunables)}
+    for number, command in enumerate(commands, 1):
+        print(f"== {number}/{len(commands)}: python -m {' '.join(command)}", flush=True)
+        subprocess.run(
+            [sys.executable, "-m", *command], check=True, cwd=REPOSITORY, env=environment
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(error.returncode) from None
