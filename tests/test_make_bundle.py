@@ -208,7 +208,8 @@ def test_settings_that_cannot_work_are_named(
     for setting, wrong, told in (
         ("input = 128", "input = 100", "multiple of 128"),
         ("embedding = 6", "embedding = 60", "pictures are too few"),
-        ("basic = 24", "basic = 20", "shape.basic"),
+        ("basic = 40", "basic = 36", "shape.basic"),
+        ("basic = 40", "basic = 24", "shape.basic 24 is too small"),
         ("width = 32", "widht = 32", "widht"),
         ('backbone = "random"', 'backbone = "none"', "backbone"),
     ):

@@ -26,7 +26,9 @@ import torch
 from torch import nn
 
 from sfic.bundle import MANIFEST, ModelBundle, file_hash
+from sfic.entropy.model import GROUP
 from sfic.errors import CheckpointError, ConfigError, SficError
+from sfic.layers import LAYERS
 from sfic.locations import models_dir
 from sfic.networks.codec import CodecShape
 from sfic.networks.generator import Generator, MappingNetwork
@@ -106,9 +108,17 @@ class BundleMaker:
         self.teacher_files = [teacher_file(name) for name in self.teachers]
         if config["input"] % INPUT_STEP:
             raise ConfigError(f"input {config['input']} is not a multiple of {INPUT_STEP}")
-        for layer in ("basic", "middle", "enhanced"):
-            if getattr(self.shape, layer) % train_entropy.GROUP:
-                raise ConfigError(f"shape.{layer} is not a multiple of {train_entropy.GROUP}")
+        for layer in LAYERS:
+            size = getattr(self.shape, layer)
+            if size % GROUP:
+                raise ConfigError(f"shape.{layer} {size} is not a multiple of {GROUP}")
+        steps = train_entropy.steps_of({n: (getattr(self.shape, n),) for n in LAYERS})
+        for layer, tokens in steps.items():
+            if min(tokens) < 1:
+                size = getattr(self.shape, layer)
+                raise ConfigError(
+                    f"shape.{layer} {size} is too small: it is coded in {len(tokens)} steps"
+                )
         self.dev = range(0, len(faces), 10) if len(faces) >= 20 else range(1)
         least = max(config["batch"], self.shape.embedding)
         if len(faces) < least:

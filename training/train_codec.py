@@ -274,6 +274,8 @@ class Trainer:
         """
         with half():
             image = self.generator.from_features(features, styles, 32)
+        if image.shape[2] < target.shape[2]:  # a small generator of one's own
+            target = F.interpolate(target, size=image.shape[2], mode="area")
         factor = image.shape[2] // target.shape[2]
         out = F.avg_pool2d(image.float(), factor)  # [n, 3, S, S], S of the targets
         losses = {"pixels_full": pyramid_l1(out, target, 4).mean()}
