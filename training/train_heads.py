@@ -63,7 +63,7 @@ class Targets:
         for i, row in enumerate(rows):
             if row.fields["gender"] in ("male", "female"):
                 gender[i] = float(row.fields["gender"] == "male")
-            if row.fields["age"]:
+            if row.fields["age"] not in ("", "NA"):
                 age[i] = float(row.fields["age"])
         return cls(
             embedding,
