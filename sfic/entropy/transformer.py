@@ -60,6 +60,8 @@ VALUE_MEAN_MAX: Final = 254
 RESIDUAL_MAX: Final = 2047
 LAW_MAX: Final = 4095
 EXP_STEPS: Final = 128
+# Differences of scores then fit 16 bits.
+HEAD_WIDTH_MAX: Final = 64
 NORM_NUMERATOR: Final = (1 << 21) + 0.5
 NORM_SHIFT: Final = 10
 SCORE_SHIFT: Final = 6
@@ -74,8 +76,7 @@ def _round(total: FloatArray, shift: int, low: float, high: float) -> FloatArray
     total *= np.float32(0.5**shift)
     total += np.float32(0.5)
     np.floor(total, out=total)
-    np.maximum(total, np.float32(low), out=total)
-    np.minimum(total, np.float32(high), out=total)
+    np.clip(total, np.float32(low), np.float32(high), out=total)
     return total
 
 
@@ -201,8 +202,12 @@ class IntegerTransformer:
             if name.startswith("net.around_") and name.endswith(".weight")
         }
         self._exp = arrays["net.exp"].astype(np.float32)  # [129]
-        if self._exp.shape != (EXP_STEPS + 1,) or self._exp.min() < 0 or self._exp[0] != 127:
+        if self._exp.shape != (EXP_STEPS + 1,) or self._exp[0] != ACTIVATION_MAX:
             raise BundleError("entropy transformer: a table of exponents has 129 entries from 127")
+        if self._exp.min() < 0 or self._exp.max() > ACTIVATION_MAX:
+            raise BundleError("entropy transformer: exponents have to be 0..127")
+        if heads < 1 or self.width % heads or self.width // heads > HEAD_WIDTH_MAX:
+            raise BundleError(f"entropy transformer: {heads} heads do not share {self.width}")
         most = EXACT // (4 * ACTIVATION_MAX**2 + ACTIVATION_MAX)
         if 1 + len(self._place) + len(self._patch) > most:
             raise BundleError("entropy transformer: too many tokens to be exact")
@@ -222,9 +227,8 @@ class IntegerTransformer:
         score += np.float32(0.5)
         np.floor(score, out=score)
         np.subtract(score.max(axis=-1, keepdims=True), score, out=score)
-        np.minimum(score, np.float32(EXP_STEPS), out=score)
-        weight = self._exp.take(score.astype(np.uint8))  # [heads, n, L]
-        total = weight.sum(axis=-1, keepdims=True)  # [heads, n, 1]
+        weight = self._exp.take(score.astype(np.uint16), mode="clip")  # [heads, n, L]
+        total = weight @ np.ones((weight.shape[-1], 1), np.float32)  # [heads, n, 1]
         mean = weight @ values  # [heads, n, d]
         mean *= np.float32(4)
         mean += total
@@ -247,8 +251,7 @@ class IntegerTransformer:
 
     @staticmethod
     def _limit(x: FloatArray) -> None:
-        np.maximum(x, np.float32(-RESIDUAL_MAX), out=x)
-        np.minimum(x, np.float32(RESIDUAL_MAX), out=x)
+        np.clip(x, np.float32(-RESIDUAL_MAX), np.float32(RESIDUAL_MAX), out=x)
 
     # -- memory
 
