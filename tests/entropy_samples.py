@@ -62,6 +62,7 @@ def random_arrays(seed: int) -> Arrays:
         dense(f"channels{i}", 2 * c, 2 * c, spread=20)
         later = GROUPS[None, :] < GROUPS[:, None]  # [out, in]
         arrays[f"net.channels{i}.weight"] *= np.tile(later, (2, 2)).astype(np.int8)
+        arrays[f"net.channels{i}.bias"] *= np.tile(GROUPS > 0, 2)
     arrays |= {
         "net.embed_rate": whole(-2000, 2000, RATES, WIDTH),
         "net.start": whole(-60, 60, RATES, WIDTH),

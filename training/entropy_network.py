@@ -62,9 +62,10 @@ class Dense(nn.Module):
 
     def units(self) -> tuple[Tensor, Tensor]:
         weight = rounded(self.weight * WEIGHT_UNIT).clamp(-127, 127)
-        if self.mask is not None:
-            weight = weight * self.mask
-        return weight, rounded(self.bias * BIAS_UNIT)
+        bias = rounded(self.bias * BIAS_UNIT)
+        if self.mask is not None:  # what has no inputs is not to move at all
+            return weight * self.mask, bias * self.mask.amax(dim=1)
+        return weight, bias
 
     def forward(self, x: Tensor, extra: Tensor | float = 0.0) -> Tensor:
         """x: [..., in], or [n, places, in] -> [..., out]; `extra` is added to the sums."""
@@ -394,7 +395,8 @@ class EntropyTransformer(nn.Module):
         width, heads, vector_blocks, spatial_blocks = (int(x) for x in arrays["net.shape"])
         model = cls(
             sizes, integers("base"), integers("input"), integers("output"), steps,
-            arrays["groups.spatial"].astype(np.int64), width=width, heads=heads, vector_blocks=vector_blocks, spatial_blocks=spatial_blocks,
+            arrays["groups.spatial"].astype(np.int64),
+            width=width, heads=heads, vector_blocks=vector_blocks, spatial_blocks=spatial_blocks,
             hidden=arrays["net.vector0.hidden.weight"].shape[0], dropout=0.0,
         )
 

@@ -114,7 +114,7 @@ def steps_of(sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 
 def channel_groups(data: SymbolSet) -> npt.NDArray[np.int64]:
-    """The group of each channel of the spatial code: the liveliest alone, the quiet ones at once."""
+    """The group of each channel: the liveliest have one each, all the others the last."""
     deviation = data.parts["spatial"].astype(np.float32).std(axis=(0, 2, 3))
     groups = np.full(len(deviation), CHANNEL_GROUPS - 1)
     groups[np.argsort(-deviation)[: CHANNEL_GROUPS - 1]] = np.arange(CHANNEL_GROUPS - 1)
@@ -206,7 +206,8 @@ def build(
         return HiddenLayers(sizes, base)
     inputs, outputs = fit_units(data, gains)
     return EntropyTransformer(
-        sizes, base, inputs, outputs, steps_of(sizes), channel_groups(data), width=args.width, vector_blocks=args.vector_blocks,
+        sizes, base, inputs, outputs, steps_of(sizes), channel_groups(data),
+        width=args.width, vector_blocks=args.vector_blocks,
         spatial_blocks=args.spatial_blocks, dropout=args.dropout,
     )
 
