@@ -7,7 +7,7 @@ of them has a module of its own; training is in `training/`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +20,7 @@ from sfic.alignment import align
 from sfic.analysis import Analysis, read_heads
 from sfic.bundle import ModelBundle
 from sfic.detection import FaceDetector
+from sfic.effort import Refiner
 from sfic.entropy.model import PARTS, EntropyModel, LayerSymbols
 from sfic.entropy.tables import TableSet
 from sfic.errors import BundleError, InvalidInput, LayerMissing, PacketError, SficError
@@ -43,6 +44,7 @@ CROP_SIZE: Final = 512
 PRICE: Final = math.log(2.0) / 6.0
 PRICE_MIN: Final = 1e-3
 PRICE_MAX: Final = 1e3
+PREVIEW: Final = 64
 TARGET_STEPS: Final = 14
 
 
@@ -118,15 +120,12 @@ class Codec:
         crop = _checked_crop(crop)
         if effort not in range(4):
             raise InvalidInput(f"effort {effort!r} is not in 0..3")
-        if effort > 1:
-            raise InvalidInput("this release encodes at effort 0 or 1: 2 and 3 are to come")
-        latents = self._analyse(crop)
-        price = PRICE if effort else 0.0
-        if target_bytes is not None:
-            return self._encode_to(crop, latents, target_bytes, price)
         if rate not in RATES:
             raise InvalidInput(f"rate {rate!r} is not in 1..9")
-        return self._encode_at(crop, latents, rate, price)
+        face = _Face(self, crop, effort)
+        if target_bytes is not None:
+            return self._encode_to(face, target_bytes)
+        return self._encode_at(face, rate, face.price)
 
     def encode_picture(
         self,
@@ -162,17 +161,9 @@ class Codec:
         outputs = _run(self._analysis, {"crop": _planes(_resize(crop, size))})
         return {name: outputs[name] for name in LAYERS}
 
-    def _encode_at(
-        self, crop: Rgb, latents: Mapping[str, FloatArray], rate: int, price: float
-    ) -> EncodedFace:
+    def _encode_at(self, face: _Face, rate: int, price: float) -> EncodedFace:
         """Quantise and code at one rate; `price`: see `EntropyModel.choose`."""
-
-        def ideal(part: str, chosen: LayerSymbols) -> FloatArray:
-            spatial = part == "spatial"
-            value = self._missing(crop, chosen, rate) if spatial else latents[part][0]
-            scaled: FloatArray = value * self._gain(part, rate)
-            return scaled
-
+        ideal = face.values(rate)
         symbols = LayerSymbols({})
         packets: dict[Layer, bytes] = {}
         for name in LAYERS:
@@ -186,8 +177,8 @@ class Codec:
 
     def _missing(self, crop: Rgb, chosen: LayerSymbols, rate: int) -> FloatArray:
         """Spatial latents [C, S, S]: what the chosen styles alone do not show of the face."""
-        decoded = {
-            name: self._dequantise(name, values, rate) for name, values in chosen.parts.items()
+        decoded: dict[str, FloatArray] = {
+            name: self._dequantise(name, chosen.parts[name], rate) for name in LAYERS
         }
         preview = self._generator.preview(self._styles(decoded, "enhanced"))  # [1, 3, 64, 64]
         seen = _planes(_resize(crop, preview.shape[2]))
@@ -195,11 +186,9 @@ class Codec:
         code: FloatArray = outputs["code"][0]
         return code
 
-    def _encode_to(
-        self, crop: Rgb, latents: Mapping[str, FloatArray], target: int, price: float
-    ) -> EncodedFace:
+    def _encode_to(self, face: _Face, target: int) -> EncodedFace:
         """The lowest rate that reaches `target` bytes, bits made dearer until they fit."""
-        best = smallest = self._encode_at(crop, latents, RATES[0], PRICE_MAX)
+        best = smallest = self._encode_at(face, RATES[0], PRICE_MAX)
         if target < smallest.total_bytes:
             raise InvalidInput(
                 f"{target} bytes are too few for this face: at least {smallest.total_bytes}"
@@ -207,21 +196,21 @@ class Codec:
         low, high = RATES[0], RATES[-1]
         while low < high:
             middle = (low + high) // 2
-            if self._encode_at(crop, latents, middle, price).total_bytes >= target:
+            if self._encode_at(face, middle, face.price).total_bytes >= target:
                 high = middle
             else:
                 low = middle + 1
-        inside, outside = PRICE_MAX, price
+        inside, outside = PRICE_MAX, face.price
         for step in range(TARGET_STEPS):
-            worth = price if step == 0 else math.sqrt(inside * max(outside, PRICE_MIN))
-            face = self._encode_at(crop, latents, low, worth)
-            if face.total_bytes > target:
+            worth = face.price if step == 0 else math.sqrt(inside * max(outside, PRICE_MIN))
+            coded = self._encode_at(face, low, worth)
+            if coded.total_bytes > target:
                 outside = worth
                 continue
             inside = worth
-            if face.total_bytes > best.total_bytes:
-                best = face
-            if step == 0 or face.total_bytes >= 0.98 * target:
+            if coded.total_bytes > best.total_bytes:
+                best = coded
+            if step == 0 or coded.total_bytes >= 0.98 * target:
                 break
         return best
 
@@ -361,6 +350,10 @@ class Codec:
         )
 
     @cached_property
+    def _refiner(self) -> Refiner:
+        return Refiner(self.bundle)
+
+    @cached_property
     def _detector(self) -> FaceDetector:
         root = models_dir()
         return FaceDetector(root / "detector.onnx", root / "landmarks.onnx", threads=self._threads)
@@ -380,6 +373,45 @@ class Codec:
 
 
 assert tuple(PARTS) == LAYERS
+
+
+class _Face:
+    """A face on its way to packets: its values before rounding, by rate, at one effort."""
+
+    def __init__(self, codec: Codec, crop: Rgb, effort: int) -> None:
+        self._codec = codec
+        self._crop = crop
+        self._effort = effort
+        self._latents = codec._analyse(crop)
+        self._refined: dict[int, dict[str, FloatArray]] = {}
+        self.price = PRICE if effort else 0.0
+
+    def values(self, rate: int) -> Callable[[str, LayerSymbols], FloatArray]:
+        """`ideal` of `EntropyModel.choose` at a rate."""
+        if self._effort < 2:
+            return lambda part, chosen: self._one_pass(part, chosen, rate)
+        if rate not in self._refined:
+            self._refined[rate] = self._refine(rate)
+        refined = self._refined[rate]
+        return lambda part, chosen: refined[part]
+
+    def _one_pass(self, part: str, chosen: LayerSymbols, rate: int) -> FloatArray:
+        spatial = part == "spatial"
+        codec = self._codec
+        value = codec._missing(self._crop, chosen, rate) if spatial else self._latents[part][0]
+        scaled: FloatArray = value * codec._gain(part, rate)
+        return scaled
+
+    def _refine(self, rate: int) -> dict[str, FloatArray]:
+        nothing = LayerSymbols({})
+        start: dict[str, FloatArray] = {
+            name: self._one_pass(name, nothing, rate) for name in LAYERS
+        }
+        rounded = {name: np.rint(value).astype(np.int32) for name, value in start.items()}
+        start["spatial"] = self._one_pass("spatial", LayerSymbols(rounded), rate)
+        gains = {part: self._codec._gain(part, rate) for part in start}
+        small = _planes(_resize(self._crop, PREVIEW))
+        return self._codec._refiner.refine(small, start, gains, self._effort)
 
 
 def _checked_crop(crop: Rgb) -> Rgb:

@@ -54,6 +54,22 @@ def _conv(x: Sequence[Any], a: Attributes) -> Tensor:
     )
 
 
+def _conv_transpose(x: Sequence[Any], a: Attributes) -> Tensor:
+    pads = a.get("pads", [0, 0, 0, 0])
+    if not _symmetric(pads):
+        raise BundleError("ConvTranspose with uneven pads is not used by our graphs")
+    return F.conv_transpose2d(
+        x[0],
+        x[1],
+        x[2] if len(x) > 2 else None,
+        stride=a.get("strides", 1),
+        padding=tuple(pads[:2]),
+        output_padding=a.get("output_padding", 0),
+        groups=a.get("group", 1),
+        dilation=a.get("dilations", 1),
+    )
+
+
 def _gemm(x: Sequence[Any], a: Attributes) -> Tensor:
     left = x[0].T if a.get("transA") else x[0]
     right = x[1].T if a.get("transB") else x[1]
@@ -148,6 +164,11 @@ def _reduce_l2(x: Sequence[Any], a: Attributes) -> Tensor:
     return torch.linalg.vector_norm(x[0], dim=axes, keepdim=bool(a.get("keepdims", 1)))
 
 
+def _reduce_sum(x: Sequence[Any], a: Attributes) -> Tensor:
+    axes = a.get("axes") or _ints(x[1])
+    return x[0].sum(dim=axes, keepdim=bool(a.get("keepdims", 1)))
+
+
 def _constant_of_shape(x: Sequence[Any], a: Attributes) -> Tensor:
     return torch.full(_ints(x[0]), a["value"].item()) if "value" in a else torch.zeros(_ints(x[0]))
 
@@ -167,8 +188,10 @@ _OPERATORS: dict[str, Operator] = {
     "Constant": lambda x, a: a["value"],
     "ConstantOfShape": _constant_of_shape,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "DepthToSpace": _depth_to_space,
     "Div": _div,
+    "Equal": lambda x, a: x[0] == x[1],
     "Erf": lambda x, a: torch.erf(x[0]),
     "Expand": lambda x, a: x[0].expand(torch.broadcast_shapes(x[0].shape, tuple(_ints(x[1])))),
     "Flatten": lambda x, a: x[0].flatten(a.get("axis", 1)),
@@ -185,16 +208,19 @@ _OPERATORS: dict[str, Operator] = {
     "Pad": _pad,
     "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean,
+    "ReduceSum": _reduce_sum,
     "Reshape": _reshape,
     "Shape": lambda x, a: torch.tensor(x[0].shape, dtype=torch.long),
     "Slice": _slice,
     "Split": _split,
+    "Sqrt": lambda x, a: torch.sqrt(x[0]),
     "Squeeze": _squeeze,
     "Sub": lambda x, a: x[0] - x[1],
     "Tanh": lambda x, a: torch.tanh(x[0]),
     "Tile": lambda x, a: x[0].tile(_ints(x[1])),
     "Transpose": lambda x, a: x[0].permute(a["perm"]),
     "Unsqueeze": _unsqueeze,
+    "Where": lambda x, a: torch.where(x[0], x[1], x[2]),
 }
 
 
