@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: all of it, one after the other, so that nothing is measured beside another.
+"""`python -m benchmarks`: all of it, one by one, so that nothing is measured beside another.
 
 Quality needs the face sets (`SFIC_SHARED`) and is left out, with a word, where they are not.
 """
