@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from sfic.networks.generator import (
     CHANNELS,
@@ -95,7 +97,8 @@ def start_linear(head: PreviewHead, crops: Crops) -> Tensor:
     c, h = head.weight1.shape[1], head.weight1.shape[0]
     gram = torch.zeros(c + 1, c + 1, dtype=torch.float64)
     cross = torch.zeros(c + 1, 12, dtype=torch.float64)
-    for x, y in zip(crops.x.split(8), crops.y.split(8), strict=True):
+    for start in range(0, len(crops.x), 8):
+        x, y = crops.x[start : start + 8], crops.y[start : start + 8]
         flat = x[:, :, 1:-1, 1:-1].float().transpose(0, 1).flatten(1)  # [C, P]
         flat = torch.cat((flat, torch.ones_like(flat[:1])))  # [C + 1, P]
         gram += (flat @ flat.T).double()
@@ -105,7 +108,7 @@ def start_linear(head: PreviewHead, crops: Crops) -> Tensor:
     mean = (gram[-1, :-1] / gram[-1, -1]).float()  # [C]
     covariance = gram[:-1, :-1] / gram[-1, -1] - torch.outer(mean, mean).double()
     values, vectors = torch.linalg.eigh(covariance)
-    basis = (vectors / values.clamp_min(1e-4 * values.max()).sqrt()).float()  # [C, C]
+    basis: Tensor = (vectors / values.clamp_min(1e-4 * values.max()).sqrt()).float()  # [C, C]
     with torch.no_grad():
         for modulation in (head.modulation1, head.modulation2, head.modulation3):
             modulation.weight.zero_()
@@ -145,24 +148,24 @@ def fit_head(
     torch.manual_seed(seed)
     head = PreviewHead(size)
     basis = start_linear(head, crops)
-    inverse = torch.linalg.pinv(basis)
-    whitened = torch.nn.Parameter(head.weight1.detach() @ inverse.T)  # [H, C]
-    del head.weight1  # a product of `whitened` until the end
+    whitened = head.weight1.detach() @ torch.linalg.pinv(basis).T  # [H, C]
+    whitened.requires_grad_()
     modulations = (head.modulation1, head.modulation2, head.modulation3, head.shift)
     slow = [m.weight for m in modulations] + [head.mixture]
-    fast = [p for p in head.parameters() if all(p is not q for q in slow)]
+    left = [p for p in head.parameters() if all(p is not q for q in (*slow, head.weight1))]
+    fast = [whitened, *left]
     rate = 2e-3
-    optimiser = torch.optim.Adam(
-        [{"params": [whitened, *fast]}, {"params": slow}], lr=rate, betas=(0.9, 0.99)
-    )
+    groups: list[dict[str, Any]] = [{"params": fast}, {"params": slow}]
+    optimiser = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99))
     for step in range(steps):
         decay = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, factor in zip(optimiser.param_groups, (1.0, 0.1), strict=True):
             group["lr"] = rate * decay * factor
         index = torch.randint(0, len(crops.x), (8,))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            head.weight1 = whitened @ basis.T
-            out = head(crops.x[index], crops.styles[index] - mean)  # [8, 3, 68, 68]
+            inputs = (crops.x[index], crops.styles[index] - mean)
+            weight1 = {"weight1": whitened @ basis.T}
+            out = functional_call(head, weight1, inputs)  # [8, 3, 68, 68]
         loss = (out[:, :, 2:-2, 2:-2].float() - crops.y[index]).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -170,11 +173,10 @@ def fit_head(
         if report and step % 100 == 99:
             print(f"head {size}: step {step + 1}, last loss {loss.item():.5f}", flush=True)
     with torch.no_grad():
-        del head.weight1
-        head.weight1 = torch.nn.Parameter(whitened @ basis.T)
-        head.modulation1.bias -= head.modulation1.weight @ mean
+        head.weight1.copy_(whitened @ basis.T)
+        head.modulation1.bias.sub_(head.modulation1.weight @ mean)
         for modulation in modulations[1:]:
-            modulation.bias -= modulation.weight @ mean * head.mixture.sum()
+            modulation.bias.sub_(modulation.weight @ mean * head.mixture.sum())
     return head.requires_grad_(False)
 
 
@@ -184,10 +186,14 @@ def preview_psnr(generator: Generator, styles: Tensor) -> dict[int, float]:
     totals = dict.fromkeys(PREVIEW_SIZES, 0.0)
     for i in range(len(styles)):
         one = styles[i : i + 1]
-        image = generator(one).clamp(-1, 1)
+        features = generator.features(one, PREVIEW_SIZES[0] // 2)
+        previews = {}
         for size in PREVIEW_SIZES:
-            want = F.avg_pool2d(image, IMAGE_SIZE // size)
-            error = (generator.preview(one, size).clamp(-1, 1) - want).square().mean().item()
+            previews[size] = generator.head(features, one, size // 2).clamp(-1, 1)
+            features = generator.advance(features, one, size // 2, size)
+        image = generator.from_features(features, one, PREVIEW_SIZES[-1]).clamp(-1, 1)
+        for size, preview in previews.items():
+            error = (preview - F.avg_pool2d(image, IMAGE_SIZE // size)).square().mean().item()
             totals[size] += 10 * math.log10(4 / error) / len(styles)
     return totals
 
