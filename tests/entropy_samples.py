@@ -16,6 +16,7 @@ from sfic.entropy.tables import TableSet, default_scales, gaussian_tables
 Arrays = dict[str, npt.NDArray[Any]]
 SIZES = {"basic": (48,), "middle": (32,), "enhanced": (16,), "spatial": (4, 8, 8)}
 STEPS = {"basic": (2, 2, 2), "middle": (2, 2), "enhanced": (2,)}
+GROUPS = np.array([2, 0, 1, 2])
 # What a residual may be, less the farthest that a mean goes.
 LARGEST = (1 << 20) - 64
 WIDTH, HEADS, HIDDEN, RATES = 32, 4, 64, 9
@@ -58,6 +59,10 @@ def random_arrays(seed: int) -> Arrays:
         dense(f"window{i}", WIDTH, window, spread=20)
         dense(f"patch_head{i}", 2 * c, WIDTH, spread=20)
         dense(f"around_spatial{i}", c, window, spread=8)
+        dense(f"channels{i}", 2 * c, 2 * c, spread=20)
+        later = GROUPS[None, :] < GROUPS[:, None]  # [out, in]
+        arrays[f"net.channels{i}.weight"] *= np.tile(later, (2, 2)).astype(np.int8)
+        arrays[f"net.channels{i}.bias"] *= np.tile(GROUPS > 0, 2)
     arrays |= {
         "net.embed_rate": whole(-2000, 2000, RATES, WIDTH),
         "net.start": whole(-60, 60, RATES, WIDTH),
@@ -75,6 +80,7 @@ def random_arrays(seed: int) -> Arrays:
         )
         arrays[f"input.{part}"] = whole(100, 600, RATES, size[0])
         arrays[f"output.{part}"] = whole(0, 60, RATES, size[0])
+    arrays["groups.spatial"] = GROUPS
     for part, counts in STEPS.items():
         arrays[f"steps.{part}"] = np.array(counts)
     return arrays

@@ -52,7 +52,9 @@ class Laws(nn.Module):
             u, v = net.spatial_laws(step, code, tokens, rate)
             own = base[..., y::2, x::2].flatten(3).transpose(2, 3)
             mean, scale = net.law(own, u, v, gain)
-            laws.append((mean.flatten(1), scale.flatten(1)))
+            for group in range(int(net.groups.max()) + 1):
+                channels = torch.from_numpy(np.flatnonzero(net.groups == group))
+                laws.append((mean[:, :, channels].flatten(1), scale[:, :, channels].flatten(1)))
         mean, scale = (torch.cat(column, dim=1) for column in zip(*laws, strict=True))
         return mean.clamp(-MEAN_LIMIT, MEAN_LIMIT), scale.clamp(0, self.top)
 

@@ -58,10 +58,14 @@ class Dense(nn.Module):
         self.weight = nn.Parameter(torch.randn(*lead, outputs, inputs) * std)
         self.bias = nn.Parameter(torch.zeros(*lead, outputs))
         self.shift, self.low, self.high = shift, low, high
+        self.mask: Tensor | None = None
 
     def units(self) -> tuple[Tensor, Tensor]:
         weight = rounded(self.weight * WEIGHT_UNIT).clamp(-127, 127)
-        return weight, rounded(self.bias * BIAS_UNIT)
+        bias = rounded(self.bias * BIAS_UNIT)
+        if self.mask is not None:  # what has no inputs is not to move at all
+            return weight * self.mask, bias * self.mask.amax(dim=1)
+        return weight, bias
 
     def forward(self, x: Tensor, extra: Tensor | float = 0.0) -> Tensor:
         """x: [..., in], or [n, places, in] -> [..., out]; `extra` is added to the sums."""
@@ -151,6 +155,7 @@ class EntropyTransformer(nn.Module):
 
     `sizes`: as in the file. `inputs`, `outputs`: integer units [9, n] of each part. `base`: the
     laws without context that training starts from, [9, 2, n]. `steps`: tokens in each step.
+    `groups`: of each channel of the spatial code, in which group of a step it is coded, int [C].
     """
 
     def __init__(
@@ -160,6 +165,7 @@ class EntropyTransformer(nn.Module):
         inputs: Mapping[str, npt.NDArray[np.int64]],
         outputs: Mapping[str, npt.NDArray[np.int64]],
         steps: Mapping[str, tuple[int, ...]],
+        groups: npt.NDArray[np.int64],
         *, width: int = 96, heads: int = 4, vector_blocks: int = 2, spatial_blocks: int = 2,
         hidden: int = 192, dropout: float = 0.1,
     ) -> None:
@@ -193,6 +199,13 @@ class EntropyTransformer(nn.Module):
         self.patch_head = nn.ModuleList(
             Dense(width, 2 * c, fixed.SHIFT, -law, law, gain=0.1) for _ in QUADRANTS
         )
+        self.channels = nn.ModuleList(
+            Dense(2 * c, 2 * c, fixed.SHIFT, -law, law, gain=0.0) for _ in QUADRANTS
+        )
+        self.groups = groups
+        earlier = torch.from_numpy(groups[None, :] < groups[:, None]).float()  # [out, in]
+        for dense in self.channels:
+            dense.mask = earlier.tile(2, 2)
         self.around = nn.ModuleDict()
         for name, known, count in self._around_shapes():
             self.around[name] = Dense(known, count, fixed.SHIFT, -law, law, gain=0.0)
@@ -265,7 +278,10 @@ class EntropyTransformer(nn.Module):
     def spatial_laws(
         self, step: int, code: Tensor, tokens: Tensor, rate: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """u, v [n, patches, C] of the cells of a step; code: activations [n, C, S, S]."""
+        """u, v [n, patches, C] of the cells of a step; code: activations [n, C, S, S].
+
+        Each channel's law depends on those of the groups before it.
+        """
         seen = code * self.known_cells[step]
         margin = (fixed.WINDOW - fixed.PATCH) // 2
         window = F.unfold(seen, fixed.WINDOW, padding=margin, stride=fixed.PATCH).transpose(1, 2)
@@ -277,7 +293,11 @@ class EntropyTransformer(nn.Module):
             x = block(x, keys, values, self.exp, None, True)
         u, v = self.patch_head[step](norm(x)).chunk(2, dim=2)
         u = u + self.around[f"around_spatial{step}"](window)
-        return u.clamp(-fixed.LAW_MAX, fixed.LAW_MAX), v
+        u = u.clamp(-fixed.LAW_MAX, fixed.LAW_MAX)
+        row, column = QUADRANTS[step]
+        own = code[:, :, row::2, column::2].flatten(2).transpose(1, 2)  # [n, patches, C]
+        du, dv = self.channels[step](torch.cat((own, own.abs()), dim=2)).chunk(2, dim=2)
+        return (u + du).clamp(-fixed.LAW_MAX, fixed.LAW_MAX), v + dv
 
     def law(
         self, base: Tensor, u: Tensor, v: Tensor, gain: Tensor
@@ -328,7 +348,7 @@ class EntropyTransformer(nn.Module):
     def _file_name(name: str) -> str:
         """A module's name in the file: "spatial.0.query" is "spatial0.query" there."""
         short = name.replace("around.", "")
-        for long in ("vector", "spatial", "window", "patch_head"):
+        for long in ("vector", "spatial", "window", "patch_head", "channels"):
             if short.startswith(f"{long}."):
                 short = short.replace(f"{long}.", long, 1)
         return short
@@ -359,6 +379,7 @@ class EntropyTransformer(nn.Module):
             arrays[f"size.{part}"] = np.array(size)
         for part in VECTORS:
             arrays[f"steps.{part}"] = np.array(self.steps[part])
+        arrays["groups.spatial"] = self.groups
         return arrays
 
     @classmethod
@@ -374,6 +395,7 @@ class EntropyTransformer(nn.Module):
         width, heads, vector_blocks, spatial_blocks = (int(x) for x in arrays["net.shape"])
         model = cls(
             sizes, integers("base"), integers("input"), integers("output"), steps,
+            arrays["groups.spatial"].astype(np.int64),
             width=width, heads=heads, vector_blocks=vector_blocks, spatial_blocks=spatial_blocks,
             hidden=arrays["net.vector0.hidden.weight"].shape[0], dropout=0.0,
         )

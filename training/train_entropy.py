@@ -41,6 +41,7 @@ from training.entropy_network import EntropyTransformer
 # More steps cost a pass of the network each. Measured with linear predictors: see
 # docs/decisions/entropy-transformer.md.
 STEPS_OF = {"basic": 4, "middle": 1, "enhanced": 1}
+CHANNEL_GROUPS = 3
 DEV_PICTURES = 300
 
 
@@ -110,6 +111,14 @@ def steps_of(sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         ends = [round(tokens * (i + 1) * (i + 3) / (count * (count + 2))) for i in range(count)]
         steps[part] = tuple(int(x) for x in np.diff([0, *ends]))
     return steps
+
+
+def channel_groups(data: SymbolSet) -> npt.NDArray[np.int64]:
+    """The group of each channel: the liveliest have one each, all the others the last."""
+    deviation = data.parts["spatial"].astype(np.float32).std(axis=(0, 2, 3))
+    groups = np.full(len(deviation), CHANNEL_GROUPS - 1)
+    groups[np.argsort(-deviation)[: CHANNEL_GROUPS - 1]] = np.arange(CHANNEL_GROUPS - 1)
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def train(
@@ -197,7 +206,7 @@ def build(
         return HiddenLayers(sizes, base)
     inputs, outputs = fit_units(data, gains)
     return EntropyTransformer(
-        sizes, base, inputs, outputs, steps_of(sizes),
+        sizes, base, inputs, outputs, steps_of(sizes), channel_groups(data),
         width=args.width, vector_blocks=args.vector_blocks,
         spatial_blocks=args.spatial_blocks, dropout=args.dropout,
     )

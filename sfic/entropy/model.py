@@ -10,7 +10,8 @@ agree to the bit on any machine. Both walk the same steps:
     basic     step 0: the rate alone            step 1..: all symbols so far
     middle    step 0..: basic, and all symbols so far
     enhanced  step 0..: basic, middle, and all symbols so far
-    spatial   4 steps, one cell of each 2x2 patch a time: all three vectors, and the cells so far
+    spatial   one cell of each 2x2 patch a time: all three vectors, and the cells so far; within a
+              cell one group of channels a time
 
 A vector is cut into tokens of 8 symbols; a step is a run of tokens. The cells of a patch come in
 the order upper left, lower right, upper right, lower left: the second half of the cells has all its
@@ -81,7 +82,7 @@ class EntropyModel:
     Arrays: `size.*`: sizes of the parts. `base.*` int [9, 2, n]: mean (eighths of a step) and scale
     index of each symbol without context. `input.*` and `output.*` int [9, n] (spatial: [9, C]):
     units of a symbol as an activation, and of a law as a mean. `steps.*`: tokens in each step.
-    `net.*`: the transformer.
+    `groups.spatial` int [C]: the group of each channel. `net.*`: the transformer.
     """
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> None:
@@ -107,9 +108,12 @@ class EntropyModel:
         c, s, _ = self.sizes["spatial"]
         cells = np.arange(c * s * s).reshape(c, s, s)
         self._cells = [
-            np.ascontiguousarray(cells[:, y::2, x::2].reshape(c, -1).T).reshape(-1)
-            for y, x in QUADRANTS
-        ]  # each [patches * C], channels last
+            np.ascontiguousarray(cells[:, y::2, x::2].reshape(c, -1).T) for y, x in QUADRANTS
+        ]  # each [patches, C]
+        groups = arrays["groups.spatial"]
+        if groups.shape != (c,) or set(groups.tolist()) != set(range(int(groups.max()) + 1)):
+            raise BundleError(f"groups of the {c} channels are {groups.tolist()}")
+        self._groups = [np.flatnonzero(groups == i) for i in range(int(groups.max()) + 1)]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
@@ -170,18 +174,22 @@ class EntropyModel:
         so_far = np.zeros(self.sizes["spatial"], np.float32)
         for i, (y, x) in enumerate(QUADRANTS):
             u, v = self._net.spatial_step(memory, i, patch_windows(so_far), rate)
-            places = self._cells[i]
-            own = base[:, places].reshape(2, -1, c)
-            mean, scale = _law(own, u, v, gain)
-            yield self._step("spatial", places, mean.reshape(-1), scale.reshape(-1))
-            code = known["spatial"][:, y::2, x::2]
-            so_far[:, y::2, x::2] = self._activations("spatial", rate, code)
+            own = np.zeros((len(self._cells[i]), c), np.float32)  # [patches, C]
+            for group, channels in enumerate(self._groups):
+                if group:
+                    u2, v2 = self._net.channel_step(i, own, u, v)
+                else:
+                    u2, v2 = u, v
+                places = self._cells[i][:, channels]  # [patches, k]
+                law = _law(base[:, places], u2[:, channels], v2[:, channels], gain[channels])
+                yield self._step("spatial", places.reshape(-1), *(x.reshape(-1) for x in law))
+                cells = known["spatial"][:, y::2, x::2].reshape(c, -1).T  # [patches, C]
+                own[:, channels] = self._activations("spatial", rate, cells)[:, channels]
+            so_far[:, y::2, x::2] = own.T.reshape(c, *so_far[0, y::2, x::2].shape)
 
     def _activations(self, part: str, rate: int, symbols: Int32Array) -> FloatArray:
-        """Symbols as the network's inputs, of the same shape; integers within +-127."""
+        """Symbols [..., n] (channels last) as the network's inputs; integers within +-127."""
         unit = self._input[part][rate - 1]
-        if part == "spatial":
-            unit = unit[:, None, None]
         x = np.clip(symbols, -ACTIVATION_MAX, ACTIVATION_MAX).astype(np.float32)
         x = np.floor(x * unit * np.float32(0.5**INPUT_SHIFT) + np.float32(0.5))
         clipped: FloatArray = np.clip(x, -ACTIVATION_MAX, ACTIVATION_MAX)

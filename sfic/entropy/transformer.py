@@ -13,7 +13,7 @@ the same roundings, is in `training/`.
 Tokens of the three vectors ask a memory of all tokens of earlier steps. Tokens of the spatial code
 are patches of 2x2 cells: they ask a memory of all three vectors and each other, and start from the
 known cells of the 6x6 window around them. A linear map from the known symbols to the means goes
-around the blocks.
+around the blocks, and one from the channels of a cell that are known to those that are not.
 
 The arithmetic. All numbers are integers, held in float32, which is exact as long as no sum reaches
 2**23 in magnitude; weights that could are refused when loaded. So any order of summation, any
@@ -32,7 +32,9 @@ number of threads and any library gives the same bits. `floor` goes to minus inf
     residual            x + dense(o, k = 8), then x + dense(h, k = 7), clipped to +-2047
     hidden h            dense(norm(x), k = 7), clipped to 0..255
     law of a symbol     u, v = dense(norm(x), k = 7); u += dense(known activations, k = 7);
-                        u clipped to +-4095; mean = base + floor((u * gain[rate] + 64) / 128) in
+                        u clipped to +-4095; in the spatial code then u += du, v += dv with
+                        du, dv = dense(a, |a| of the cell's known channels, k = 7), u clipped
+                        again; mean = base + floor((u * gain[rate] + 64) / 128) in
                         eighths of a step; scale index = base + floor((v + 2) / 4)
 
 Divisions are of integers below 2**24 by smaller ones, whose float32 quotient, correctly rounded as
@@ -196,6 +198,10 @@ class IntegerTransformer:
             _Dense(arrays, f"net.patch_head{i}", top, SHIFT, -LAW_MAX, LAW_MAX)
             for i in range(steps)
         ]
+        self._channels = [
+            _Dense(arrays, f"net.channels{i}", top, SHIFT, -LAW_MAX, LAW_MAX)
+            for i in range(steps)
+        ]
         self._around = {
             name.split(".")[1]: _Dense(arrays, name[:-7], top, SHIFT, -LAW_MAX, LAW_MAX)
             for name in arrays
@@ -306,6 +312,17 @@ class IntegerTransformer:
         half = law.shape[1] // 2
         u = law[:, :half] + self._around[f"around_spatial{step}"](window)
         return np.clip(u, -LAW_MAX, LAW_MAX), law[:, half:]
+
+    def channel_step(
+        self, step: int, known: FloatArray, u: FloatArray, v: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """u and v of `spatial_step` with what the cells' own channels say.
+
+        `known`: activations [patches, C], zero where a channel is not known.
+        """
+        more = self._channels[step](np.concatenate((known, np.abs(known)), axis=1))
+        half = more.shape[1] // 2
+        return np.clip(u + more[:, :half], -LAW_MAX, LAW_MAX), v + more[:, half:]
 
 
 def patch_windows(code: FloatArray) -> FloatArray:
