@@ -6,8 +6,8 @@ works without a second copy of the weights. Needs the `train` extra.
 
 Distortion is what the bundle itself can tell without a teacher: multi-scale L1 of the preview, and
 the distance of the identity embeddings that its own analysis and heads read from both pictures.
-Rounding is imitated by uniform noise; a step away from the one-pass latents costs what the squared
-step is worth, so that the bytes stay about the same.
+Rounding passes its gradient straight through; a step away from the one-pass latents costs, so that
+the bytes stay about the same.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ FloatArray = npt.NDArray[np.float32]
 __all__ = ["STEPS", "Refiner"]
 
 STEPS: Final = {2: 24, 3: 96}
-LEARNING_RATE: Final = 0.25  # quantiser steps
+LEARNING_RATE: Final = 0.08  # quantiser steps
 IDENTITY_WEIGHT: Final = 0.5
-STAY_WEIGHT: Final = 2e-4
+STAY_WEIGHT: Final = 1e-3
 PREVIEW: Final = "image_64"
 
 
@@ -68,7 +68,6 @@ class Refiner:
         ideal: Mapping[str, FloatArray],
         gains: Mapping[str, FloatArray],
         effort: int,
-        seed: int = 0,
     ) -> dict[str, FloatArray]:
         """Better values before rounding, in quantiser steps, for every part.
 
@@ -79,7 +78,6 @@ class Refiner:
         import torch
         import torch.nn.functional as F  # noqa: N812
 
-        torch.manual_seed(seed)
         target = torch.from_numpy(crop)
         start = {name: torch.from_numpy(np.array(value)) for name, value in ideal.items()}
         values = {name: value.clone().requires_grad_(True) for name, value in start.items()}
@@ -90,8 +88,8 @@ class Refiner:
         with torch.no_grad():
             wanted = self._identity(target)
         for _ in range(steps):
-            noisy = {k: v + torch.rand_like(v) - 0.5 for k, v in values.items()}
-            latents = {k: (v / scale[k])[None] for k, v in noisy.items()}
+            rounded = {k: v + (v.round() - v).detach() for k, v in values.items()}
+            latents = {k: (v / scale[k])[None] for k, v in rounded.items()}
             styles = self._run("styles", "styles_enhanced", **{k: latents[k] for k in LAYERS})
             features = self._run("generator_low", "features", styles=styles)
             correction = self._run(
