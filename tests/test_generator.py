@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 SIZES = (64, 128, 256, 512, 1024)
-# What the card states, less 1 dB: other faces are seen here.
-PSNR_FLOOR = {64: 22.0, 128: 22.0, 256: 22.0, 512: 24.0}
+# About 1 dB under what these six faces had when the heads were fitted: 25.6, 26.7, 28.8, 31.8.
+PSNR_FLOOR = {64: 24.5, 128: 25.5, 256: 27.5, 512: 30.5}
 
 
 @pytest.fixture(scope="module")
