@@ -40,8 +40,10 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Write `results/NAME.json`; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    # Folders of the machine are nobody else's business.
+    words = ["DIR" if Path(word).is_absolute() else word for word in sys.argv[1:]]
     stated = {
-        "command": "python -m benchmarks." + Path(sys.argv[0]).stem + " " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m benchmarks." + Path(sys.argv[0]).stem, *words]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": versions(),

@@ -6,9 +6,9 @@ works without a second copy of the weights. Needs the `train` extra.
 
 Distortion is what the bundle itself can tell without a teacher: multi-scale L1 of the preview, and
 the distance of the identity embeddings that its own analysis and heads read from both pictures.
-Measured so far, the judges see no gain from it (`training/LOG.md`): the preview and the bundle's own
-identity are too coarse a guide. Rounding passes its gradient straight through; a step away from the
-one-pass latents costs, so that the bytes stay about the same.
+Measured so far, the judges see no gain from it (`training/LOG.md`): the preview and the bundle's
+own identity are too coarse a guide. Rounding passes its gradient straight through; a step away from
+the one-pass latents costs, so that the bytes stay about the same.
 """
 
 from __future__ import annotations
