@@ -113,9 +113,10 @@ class Codec:
         """Encode an FFHQ-aligned face.
 
         `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity.
-        `effort`: 0..3, more time for the same bytes. `target_bytes`: instead of a rate, the size of
-        all three packets together, met within 5 %. Raises InvalidInput when an argument is out of
-        its range, MissingExtra when an effort needs the `train` extra.
+        `effort`: 0..3, more time for the same bytes. `target_bytes`: instead of a rate, the most
+        that all three packets together may have, met within 5 % unless the highest rate has less.
+        Raises InvalidInput when an argument is out of its range, MissingExtra when an effort needs
+        the `train` extra.
         """
         crop = _checked_crop(crop)
         if effort not in range(4):
