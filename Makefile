@@ -83,8 +83,10 @@ requirements:
 	printf 'hatchling\neditables\n' | $(UV) - -o requirements/build.txt
 	$(UV) pyproject.toml --extra cpu -o requirements/cpu.txt
 	$(UV) pyproject.toml --extra gpu -o requirements/gpu.txt
-	$(UV) pyproject.toml --extra cpu --extra dev --extra console -o requirements/dev.txt
-	$(UV) pyproject.toml --extra cpu --extra dev --extra console --extra train \
+	$(UV) pyproject.toml --extra cpu --extra dev --extra console --extra export \
+		--extra nats --extra docs -o requirements/dev.txt
+	$(UV) pyproject.toml --extra cpu --extra dev --extra console --extra export \
+		--extra nats --extra docs --extra train \
 		--overrides $(VENV)-lock/without-torch.txt -o requirements/train.txt
 
 clean:
