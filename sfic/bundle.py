@@ -19,6 +19,7 @@ from sfic.locations import models_dir
 __all__ = ["BUNDLE_FILES", "ModelBundle", "bundle_hash"]
 
 MANIFEST: Final = "bundle.json"
+FORMAT: Final = 2  # 2: the spatial code makes a picture of its own
 BUNDLE_FILES: Final = (
     "analysis.onnx",
     "spatial_analysis.onnx",
@@ -85,6 +86,11 @@ class ModelBundle:
                 raise BundleError(f"model bundle {name} lacks {file}: run `make models`")
             if file_hash(path) != files[file]:
                 raise BundleError(f"{path} is not the file that model bundle {name} was made of")
+        if meta.get("format") != FORMAT:
+            raise BundleError(
+                f"model bundle {name} has the format {meta.get('format')}, "
+                f"this version reads {FORMAT}"
+            )
         if bundle_hash(files, meta) != name:
             raise BundleError(f"{manifest} does not match its own hash {name}")
         return cls(directory, name, meta)
@@ -92,6 +98,7 @@ class ModelBundle:
     @staticmethod
     def write(directory: Path, meta: dict[str, Any]) -> str:
         """Write the manifest for the files in `directory`; returns the new bundle's name."""
+        meta = {**meta, "format": FORMAT}
         files = {name: file_hash(directory / name) for name in BUNDLE_FILES}
         name = bundle_hash(files, meta)
         text = json.dumps({"hash": name, "meta": meta, "files": files}, indent=2)

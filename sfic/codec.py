@@ -26,7 +26,7 @@ from sfic.entropy.tables import TableSet
 from sfic.errors import BundleError, InvalidInput, LayerMissing, PacketError, SficError
 from sfic.face import EncodedFace
 from sfic.face_score import face_score
-from sfic.generator import OnnxGenerator
+from sfic.generator import OnnxGenerator, agree, to_rgb
 from sfic.layers import LAYERS, Layer, as_layer, up_to
 from sfic.locations import models_dir
 from sfic.packet import RATES, PacketHeader, open_packet, parse_header, seal_packet, verify
@@ -44,7 +44,6 @@ CROP_SIZE: Final = 512
 PRICE: Final = math.log(2.0) / 6.0
 PRICE_MIN: Final = 1e-3
 PRICE_MAX: Final = 1e3
-PREVIEW: Final = 64
 TARGET_STEPS: Final = 14
 
 
@@ -95,9 +94,7 @@ class Codec:
                 self.encode(np.zeros((256, 256, 3), np.uint8))
                 self._detector.detect(np.zeros((256, 256, 3), np.uint8))
             elif part == "decode":
-                styles = np.zeros((1, *self._style_shape), np.float32)
-                self._generator.synthesise(styles, None, self.sizes[0])
-                self._entropy  # noqa: B018
+                self._picture(self._zeros(), "enhanced", self.sizes[-1])
             else:
                 self._run_heads(np.zeros((1, self._entropy.sizes["basic"][0]), np.float32))
 
@@ -181,8 +178,9 @@ class Codec:
         decoded: dict[str, FloatArray] = {
             name: self._dequantise(name, chosen.parts[name], rate) for name in LAYERS
         }
-        preview = self._generator.preview(self._styles(decoded, "enhanced"))  # [1, 3, 64, 64]
-        seen = _planes(_resize(crop, preview.shape[2]))
+        styles = self._styles(decoded, "enhanced")
+        preview = self._generator.preview(styles, self._generator.features(styles))
+        seen = _planes(_resize(crop, int(self.bundle.meta["picture"])))
         outputs = _run(self._spatial_analysis, {"crop": seen, "preview": preview})
         code: FloatArray = outputs["code"][0]
         return code
@@ -237,13 +235,33 @@ class Codec:
         decoded = {
             name: self._dequantise(name, values, rate) for name, values in symbols.parts.items()
         }
+        return to_rgb(self._picture(decoded, layer, size))
+
+    def _picture(self, decoded: Mapping[str, FloatArray], layer: Layer, size: int) -> FloatArray:
+        """Latents of the layers up to `layer` to a picture [3, size, size], about [-1, 1]."""
+        generator = self._generator
         styles = self._styles(decoded, layer)
-        features = self._generator.features(styles)
-        if layer == "enhanced" and symbols.parts["spatial"].any():
-            inputs = {"code": decoded["spatial"], "features": features}
-            features = features + _run(self._correction, inputs)["correction"]
-        picture: Rgb = self._generator.picture(styles, features, size)[0]
-        return picture
+        features = generator.features(styles)
+        if layer != "enhanced":
+            plain: FloatArray = generator.image(styles, features, size)[0]
+            return plain
+        inputs = {
+            "code": decoded["spatial"],
+            "features": features,
+            "preview": generator.preview(styles, features),
+        }
+        said = _run(self._correction, inputs)
+        picture: FloatArray = said["picture"][0]
+        if size == picture.shape[1]:
+            return picture
+        image = generator.image(styles, features + said["correction"], size)[0]
+        return agree(image, picture)
+
+    def _zeros(self) -> dict[str, FloatArray]:
+        """Latents of a face of which nothing is known."""
+        return {
+            part: np.zeros((1, *size), np.float32) for part, size in self._entropy.sizes.items()
+        }
 
     def decode_symbols(self, face: EncodedFace, layers: str) -> tuple[LayerSymbols, int]:
         """Symbols of the layers up to `layers`, and the rate they were quantised at."""
@@ -312,10 +330,6 @@ class Codec:
         wanted = f"styles_{layer}"
         styles: FloatArray = self._style_network.run([wanted], inputs)[0]
         return styles
-
-    @property
-    def _style_shape(self) -> tuple[int, int]:
-        return int(self.bundle.meta["styles"]), int(self.bundle.meta["style_dim"])
 
     def _session(self, name: str) -> Any:
         # Only synthesis is worth a GPU: the other networks take a few milliseconds on one core.
@@ -411,7 +425,7 @@ class _Face:
         rounded = {name: np.rint(value).astype(np.int32) for name, value in start.items()}
         start["spatial"] = self._one_pass("spatial", LayerSymbols(rounded), rate)
         gains = {part: self._codec._gain(part, rate) for part in start}
-        small = _planes(_resize(self._crop, PREVIEW))
+        small = _planes(_resize(self._crop, int(self._codec.bundle.meta["picture"])))
         return self._codec._refiner.refine(small, start, gains, self._effort)
 
 

@@ -4,11 +4,10 @@ What belongs here: the objective and the steps. Rounding, choice of symbols and 
 `sfic.codec`; the graphs are the bundle's own, run in torch (`sfic.networks.onnx_graph`), so this
 works without a second copy of the weights. Needs the `train` extra.
 
-Distortion is what the bundle itself can tell without a teacher: multi-scale L1 of the preview, and
-the distance of the identity embeddings that its own analysis and heads read from both pictures.
-Measured so far, the judges see no gain from it (`training/LOG.md`): the preview and the bundle's
-own identity are too coarse a guide. Rounding passes its gradient straight through; a step away from
-the one-pass latents costs, so that the bytes stay about the same.
+Distortion is what the bundle itself can tell without a teacher: multi-scale L1 of the picture that
+the spatial code makes, and the distance of the identity embeddings that its own analysis and heads
+read from it and from the face. Rounding passes its gradient straight through; a step away from the
+one-pass latents costs, so that the bytes stay about the same.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from sfic.bundle import ModelBundle
 from sfic.errors import MissingExtra
+from sfic.generator import preview_output
 from sfic.layers import LAYERS
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ STEPS: Final = {2: 24, 3: 96}
 LEARNING_RATE: Final = 0.08  # quantiser steps
 IDENTITY_WEIGHT: Final = 0.5
 STAY_WEIGHT: Final = 1e-3
-PREVIEW: Final = "image_64"
 
 
 class Refiner:
@@ -58,6 +57,7 @@ class Refiner:
             )
         }
         self._input = int(bundle.meta["input"])
+        self._preview = preview_output(bundle.path("generator_high.onnx"))
 
     def _run(self, graph: str, output: str, **inputs: Tensor) -> Tensor:
         result: Tensor = self._graphs[graph](inputs, [output])[0]
@@ -72,7 +72,7 @@ class Refiner:
     ) -> dict[str, FloatArray]:
         """Better values before rounding, in quantiser steps, for every part.
 
-        `crop`: float32 [1, 3, 64, 64] in [-1, 1]. `ideal`: the one-pass values of basic, middle,
+        `crop`: float32 [1, 3, 128, 128] in [-1, 1]. `ideal`: the one-pass values of basic, middle,
         enhanced [n] and spatial [C, S, S]; `gains`: quantiser steps to the unit, of the same shape
         or broadcasting to it.
         """
@@ -93,16 +93,13 @@ class Refiner:
             latents = {k: (v / scale[k])[None] for k, v in rounded.items()}
             styles = self._run("styles", "styles_enhanced", **{k: latents[k] for k in LAYERS})
             features = self._run("generator_low", "features", styles=styles)
-            correction = self._run(
-                "correction", "correction", code=latents["spatial"], features=features
-            )
-            picture = self._run(
-                "generator_high", PREVIEW, styles=styles, features=features + correction
-            )
+            preview = self._run("generator_high", self._preview, styles=styles, features=features)
+            inputs = {"code": latents["spatial"], "features": features, "preview": preview}
+            picture = self._run("correction", "picture", **inputs)
             loss = 1.0 - (self._identity(picture) * wanted).sum()
             loss = IDENTITY_WEIGHT * loss
             a, b = picture, target
-            for _ in range(3):
+            for _ in range(4):
                 loss = loss + (a - b).abs().mean()
                 a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
             for name, value in values.items():
@@ -114,7 +111,7 @@ class Refiner:
         return {name: value.detach().numpy() for name, value in values.items()}
 
     def _identity(self, picture: Any) -> Tensor:
-        """picture: [1, 3, 64, 64] -> the unit embedding [1, D] that the bundle reads from it."""
+        """picture: [1, 3, 128, 128] -> the unit embedding [1, D] that the bundle reads from it."""
         import torch.nn.functional as F  # noqa: N812
 
         size = (self._input, self._input)

@@ -7,7 +7,7 @@ be added in between.
 are in `sfic.networks`.
 
 The second graph's outputs say what it makes: `image_S` a picture of S x S, `preview` the style-only
-picture that the encoder compares the face with (where there is none, the smallest picture is it).
+picture that the spatial code is made beside (where there is none, the smallest picture is it).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -23,12 +24,41 @@ from sfic.errors import BundleError, InvalidInput
 from sfic.onnx_outputs import keep_outputs, output_names
 from sfic.runtime import make_session
 
-__all__ = ["OnnxGenerator"]
+__all__ = ["OnnxGenerator", "agree", "preview_output", "to_rgb"]
 
 FloatArray = npt.NDArray[np.float32]
 
 _IMAGE: Final = "image_"
 _PREVIEW: Final = "preview"
+
+
+def agree(image: FloatArray, picture: FloatArray) -> FloatArray:
+    """The image [3, S, S], changed so that it shrinks to `picture` [3, s, s], s at most S.
+
+    What the spatial code says of the face replaces what the generator guessed; the texture that the
+    generator adds above s stays. The torch form is `sfic.networks.codec.agree`.
+    """
+    size, small = image.shape[1], picture.shape[1]
+    if size == small:
+        return picture
+    planes = []
+    for own, said in zip(image, picture, strict=True):
+        rest = said - cv2.resize(own, (small, small), interpolation=cv2.INTER_AREA)
+        planes.append(own + cv2.resize(rest, (size, size), interpolation=cv2.INTER_CUBIC))
+    return np.stack(planes)
+
+
+def to_rgb(image: FloatArray) -> npt.NDArray[np.uint8]:
+    """Image [3, S, S], about [-1, 1], to RGB uint8 [S, S, 3]."""
+    rgb = np.rint(np.clip(image, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
+    return np.ascontiguousarray(rgb.transpose(1, 2, 0))
+
+
+def preview_output(high: Path) -> str:
+    """Name of the second graph's output that is the style-only preview."""
+    outputs = output_names(high.read_bytes())
+    sizes = [int(n.removeprefix(_IMAGE)) for n in outputs if n.startswith(_IMAGE)]
+    return _PREVIEW if _PREVIEW in outputs else f"{_IMAGE}{min(sizes)}"
 
 
 class OnnxGenerator:
@@ -49,7 +79,7 @@ class OnnxGenerator:
         self.sizes = tuple(sorted(int(name.removeprefix(_IMAGE)) for name in images))
         if not self.sizes:
             raise BundleError(f"{high} makes no picture: its outputs are {outputs}")
-        self._preview = _PREVIEW if _PREVIEW in outputs else f"{_IMAGE}{self.sizes[0]}"
+        self._preview = preview_output(high)
 
     @property
     def provider(self) -> str:
@@ -73,9 +103,9 @@ class OnnxGenerator:
             raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, self.sizes))}")
         return self._output(f"{_IMAGE}{size}", styles, features)
 
-    def preview(self, styles: FloatArray) -> FloatArray:
-        """styles -> the style-only preview [N, 3, 64, 64] that the spatial code is made from."""
-        return self._output(self._preview, styles, self.features(styles))
+    def preview(self, styles: FloatArray, features: FloatArray) -> FloatArray:
+        """styles and their features -> preview [N, 3, 64, 64], beside which the spatial code is."""
+        return self._output(self._preview, styles, features)
 
     def _output(self, name: str, styles: FloatArray, features: FloatArray) -> FloatArray:
         # A session for each size: one with all outputs would run to 1024x1024 for every preview.
@@ -86,26 +116,3 @@ class OnnxGenerator:
                 session = self._sessions[name] = make_session(pruned, *self._settings)
         image: FloatArray = session.run([name], {"styles": styles, "features": features})[0]
         return image
-
-    def picture(
-        self, styles: FloatArray, features: FloatArray, size: int
-    ) -> npt.NDArray[np.uint8]:
-        """As `image`, but RGB uint8 [N, size, size, 3]."""
-        image = self.image(styles, features, size)
-        rgb = np.rint(np.clip(image, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
-        return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
-
-    def synthesise(
-        self, styles: FloatArray, correction: FloatArray | None, size: int
-    ) -> npt.NDArray[np.uint8]:
-        """Styles to pictures in one go: RGB uint8 [N, size, size, 3].
-
-        `styles`: float32 [N, 16, 512]; `correction`: float32 [N, C, 32, 32], added to the features,
-        or None; `size`: one of `sizes`. Raises InvalidInput on other shapes or sizes.
-        """
-        features = self.features(styles)
-        if correction is not None:
-            if correction.shape != features.shape:
-                raise InvalidInput(f"a correction is {features.shape}, not {correction.shape}")
-            features = features + correction
-        return self.picture(styles, features, size)

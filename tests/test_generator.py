@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sfic.errors import InvalidInput
+from sfic.generator import agree, to_rgb
 from sfic.locations import models_dir
 
 if TYPE_CHECKING:
@@ -163,36 +165,68 @@ def test_previews_show_the_image(served: OnnxGenerator, reference: Reference) ->
 
 
 def test_same_styles_give_the_same_pictures(served: OnnxGenerator, styles: FloatArray) -> None:
-    first = served.synthesise(styles, None, 128)
-    assert first.shape == (2, 128, 128, 3)
-    assert first.dtype == np.uint8
-    assert np.array_equal(first, served.synthesise(styles, None, 128))
+    first = served.image(styles, served.features(styles), 128)
+    assert first.shape == (2, 3, 128, 128)
+    assert first.dtype == np.float32
+    assert np.array_equal(first, served.image(styles, served.features(styles), 128))
     assert not np.array_equal(first[0], first[1])
 
 
-def test_correction_is_added_to_the_features(served: OnnxGenerator, styles: FloatArray) -> None:
+def test_corrected_features_change_the_picture_there(
+    served: OnnxGenerator, styles: FloatArray
+) -> None:
     features = served.features(styles)
-    plain = served.synthesise(styles, None, 64)
-    assert np.array_equal(served.synthesise(styles, np.zeros_like(features), 64), plain)
-    correction = np.zeros_like(features)
-    correction[:, :, :8, :8] = 0.5
-    changed = served.synthesise(styles, correction, 64) != plain
-    assert changed[:, :8, :8].any()
+    plain = served.preview(styles, features)
+    features[:, :, :8, :8] += 0.5
+    changed = served.preview(styles, features) != plain
+    assert changed[:, :, :8, :8].any()
     # Previews look one cell of the 32x32 features (two pixels) around: the rest stays as it was.
-    assert not changed[:, 20:, 20:].any()
+    assert not changed[:, :, 20:, 20:].any()
+
+
+def test_what_is_said_replaces_what_was_guessed() -> None:
+    rng = np.random.default_rng(1)
+    image = rng.normal(0, 0.3, (3, 512, 512)).astype(np.float32)
+    picture = cv2.GaussianBlur(rng.normal(0, 1, (64, 64, 3)).astype(np.float32), (0, 0), 2)
+    picture = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    made = agree(image, picture)
+    assert made.shape == image.shape and made.dtype == np.float32
+    small = made.reshape(3, 64, 8, 64, 8).mean(axis=(2, 4))
+    before = np.abs(image.reshape(3, 64, 8, 64, 8).mean(axis=(2, 4)) - picture).mean()
+    assert np.abs(small - picture).mean() < 0.2 * before
+    # The texture is the generator's: what was added is smooth.
+    added = made - image
+    assert np.abs(np.diff(added, axis=2)).mean() < 0.2 * np.abs(np.diff(image, axis=2)).mean()
+    assert agree(picture, picture) is picture
+
+
+def test_agree_is_the_same_in_training() -> None:
+    torch = pytest.importorskip("torch")
+    from sfic.networks.codec import agree as agree_in_torch
+
+    rng = np.random.default_rng(2)
+    image = rng.normal(0, 0.5, (3, 256, 256)).astype(np.float32)
+    picture = rng.normal(0, 0.5, (3, 128, 128)).astype(np.float32)
+    both = torch.from_numpy(image)[None], torch.from_numpy(picture)[None]
+    np.testing.assert_allclose(
+        agree(image, picture), agree_in_torch(*both)[0].numpy(), atol=1e-5
+    )
+
+
+def test_pictures_are_clipped_and_rounded() -> None:
+    image = np.array([-2.0, -1.0, 0.0, 0.999, 3.0], np.float32).reshape(1, 1, 5).repeat(3, axis=0)
+    assert to_rgb(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.parametrize("shape", [(16, 512), (1, 15, 512), (1, 16, 511), (1, 16, 512, 1)], ids=str)
 def test_wrong_styles_are_refused(served: OnnxGenerator, shape: tuple[int, ...]) -> None:
     with pytest.raises(InvalidInput, match="styles are"):
-        served.synthesise(np.zeros(shape, np.float32), None, 64)
+        served.features(np.zeros(shape, np.float32))
 
 
-def test_wrong_type_size_or_correction_is_refused(served: OnnxGenerator) -> None:
+def test_wrong_type_or_size_is_refused(served: OnnxGenerator) -> None:
     good = np.zeros((1, 16, 512), np.float32)
     with pytest.raises(InvalidInput, match="styles are"):
-        served.synthesise(good.astype(np.float64), None, 64)
+        served.features(good.astype(np.float64))
     with pytest.raises(InvalidInput, match="size"):
-        served.synthesise(good, None, 96)
-    with pytest.raises(InvalidInput, match="correction"):
-        served.synthesise(good, np.zeros((1, 512, 16, 16), np.float32), 64)
+        served.image(good, served.features(good), 96)

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfic.networks.codec import CORRECTED, LAYERS, CodecShape, FaceCodec
 from sfic.networks.generator import Generator
 from sfic.networks.prior import StylePrior
-from training.codec_data import to_tensor
+from training.codec_data import resize, to_tensor
 from training.data import cache_dir
+from training.teachers import Faceres
 
 RATE_COUNT = 9
 RATE_POSITIONS = np.linspace(0.0, 1.0, RATE_COUNT)
@@ -36,6 +36,11 @@ def load_codec(checkpoint: Path) -> FaceCodec:
 def load_generator() -> Generator:
     """The generator that training uses."""
     return Generator.load(cache_dir() / "generator" / "generator.safetensors")
+
+
+def identity_network() -> Faceres:
+    """The network whose embedding the basic layer of the shipped codec carries."""
+    return Faceres.load(cache_dir() / "teachers" / "faceres.safetensors", size=224)
 
 
 def gain_tables(codec: FaceCodec) -> dict[str, npt.NDArray[np.float32]]:
@@ -70,26 +75,32 @@ def collect_symbols(
     codec: FaceCodec,
     generator: StylePrior,
     pictures: npt.NDArray[np.uint8],
+    embeddings: npt.NDArray[np.float32] | None,
     size: int,
     rates_each: int,
     seed: int = 3,
     flips: bool = True,
     batch: int = 16,
 ) -> SymbolSet:
-    """Encode each picture (and its mirror image) at `rates_each` random rates."""
+    """Encode each picture (and its mirror image) at `rates_each` random rates.
+
+    `embeddings`: the identity network's, [M, E], for a codec with one; `size`: side of what the
+    trunk sees.
+    """
     rng = np.random.default_rng(seed)
     columns: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in (*LAYERS, "spatial")}
     rates, indices = [], []
     for start in range(0, len(pictures), batch):
         crop = to_tensor(np.array(pictures[start : start + batch]))
+        rows = None if embeddings is None else torch.from_numpy(embeddings[start : start + batch])
         variants = (crop, crop.flip(3)) if flips else (crop,)
         for seen in variants:
-            z = codec.analyse(resize(seen, size))
-            crop64 = resize(seen, codec.shape.preview)
+            z = codec.analyse(resize(seen, size), rows)
+            small = resize(seen, codec.shape.picture)
             for _ in range(rates_each):
                 rate = rng.integers(1, RATE_COUNT + 1, len(seen))
                 t = torch.from_numpy(RATE_POSITIONS[rate - 1]).float()
-                symbols = symbols_of(codec, generator, z, crop64, t)
+                symbols = symbols_of(codec, generator, z, small, t)
                 for name, value in symbols.items():
                     columns[name].append(value.numpy().astype(np.int16))
                 rates.append(rate)
@@ -98,13 +109,8 @@ def collect_symbols(
     return SymbolSet(parts, np.concatenate(rates), np.concatenate(indices))
 
 
-def resize(x: Tensor, size: int) -> Tensor:
-    """Area-average [N, 3, S, S] down to `size`."""
-    return x if x.shape[2] == size else F.interpolate(x, size=size, mode="area")
-
-
 def symbols_of(
-    codec: FaceCodec, generator: StylePrior, z: dict[str, Tensor], crop64: Tensor, t: Tensor
+    codec: FaceCodec, generator: StylePrior, z: dict[str, Tensor], crop: Tensor, t: Tensor
 ) -> dict[str, Tensor]:
     """Rounded symbols of all parts at rates t [N]."""
     symbols, latents = {}, {}
@@ -112,6 +118,6 @@ def symbols_of(
         latents[name], symbols[name] = codec.through(name, z[name], t, noise=False)
     styles = codec.whitening.to_styles(codec.coefficients(latents)["enhanced"])
     preview = generator.head(generator.features(styles, CORRECTED), styles, CORRECTED)
-    code = codec.spatial_analysis(crop64, preview.clamp(-1.2, 1.2))
+    code = codec.spatial_analysis(crop, preview.clamp(-1.2, 1.2))
     _, symbols["spatial"] = codec.through("spatial", code, t, noise=False)
     return symbols

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ import torch
 from torch import Tensor
 
 from sfic.networks.prior import StylePrior
-from training.data import augment_geometry, cache_dir, degrade_capture, picture_array, read_index
+from training.data import (
+    Geometry,
+    cache_dir,
+    degrade_capture,
+    picture_array,
+    read_index,
+    recolour,
+)
 from training.teachers import Faceres
 
 
@@ -24,6 +32,11 @@ def to_tensor(pictures: npt.NDArray[np.uint8]) -> Tensor:
     """uint8 [N, S, S, 3] -> float32 [N, 3, S, S] in [-1, 1]."""
     x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
     return x.float().div_(127.5).sub_(1.0)
+
+
+def resize(x: Tensor, size: int) -> Tensor:
+    """Area-average [N, 3, S, S] down to `size`."""
+    return x if x.shape[2] == size else torch.nn.functional.interpolate(x, size=size, mode="area")
 
 
 def sample_styles(
@@ -104,33 +117,76 @@ def identity_targets(split: str, faceres_path: Path) -> dict[str, npt.NDArray[np
     return dict(np.load(path))
 
 
+# iBUG order of the 68 points after a mirroring of the picture.
+FLIP_68 = np.array(
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
+)
+assert sorted(FLIP_68) == list(range(68))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Faces of one step: their rows, what the encoder sees, what it should come to, landmarks.
+
+    Pictures are float32 [n, 3, S, S] in [-1, 1], landmarks [n, 68, 2] in 0..1 (0: unknown).
+    """
+
+    index: npt.NDArray[np.int64]
+    seen: Tensor
+    target: Tensor
+    landmarks: Tensor
+
+
 class Batches:
     """Endless batches of real faces, augmented by a background thread.
 
-    `pictures`: uint8 [M, S, S, 3], at least `batch` of them. An item is their indices, what the
-    encoder sees, and what it should come to, float32 [batch, 3, S, S] in [-1, 1].
+    `pictures`: uint8 [M, S, S, 3], at least `batch` of them; `landmarks`: float32 [M, 68, 2].
     """
 
-    def __init__(self, pictures: npt.NDArray[np.uint8], batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        pictures: npt.NDArray[np.uint8],
+        landmarks: npt.NDArray[np.float32],
+        batch: int,
+        seed: int,
+    ) -> None:
         if len(pictures) < batch:
             raise ValueError(f"{len(pictures)} pictures are too few for batches of {batch}")
         self.pictures = pictures
+        self.landmarks = landmarks
         self.batch = batch
         self.rng = np.random.default_rng(seed)
-        self.queue: queue.Queue[tuple[npt.NDArray[np.int64], Tensor, Tensor]] = queue.Queue(4)
+        self.queue: queue.Queue[Batch] = queue.Queue(4)
         threading.Thread(target=self._fill, daemon=True).start()
 
     def _fill(self) -> None:
+        rng, size = self.rng, self.pictures.shape[1]
         while True:
-            order = self.rng.permutation(len(self.pictures))
+            order = rng.permutation(len(self.pictures))
             for start in range(0, len(order) - self.batch + 1, self.batch):
                 index = order[start : start + self.batch]
-                target = [augment_geometry(self.pictures[i], self.rng) for i in index]
-                seen = [degrade_capture(t, self.rng) for t in target]
+                moves = [Geometry.draw(size, rng) for _ in index]
+                target = [
+                    recolour(move.apply(self.pictures[i]), rng)
+                    for i, move in zip(index, moves, strict=True)
+                ]
+                seen = [degrade_capture(t, rng) for t in target]
+                points = [
+                    move.move(self.landmarks[i], FLIP_68) if self.landmarks[i].any()
+                    else self.landmarks[i]
+                    for i, move in zip(index, moves, strict=True)
+                ]
                 self.queue.put(
-                    (index, to_tensor(np.stack(seen)), to_tensor(np.stack(target)))
+                    Batch(
+                        index,
+                        to_tensor(np.stack(seen)),
+                        to_tensor(np.stack(target)),
+                        torch.from_numpy(np.stack(points)),
+                    )
                 )
 
-    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         while True:
             yield self.queue.get()

@@ -77,28 +77,62 @@ def picture_array(rows: list[FaceRow], size: int, name: str) -> npt.NDArray[np.u
     return array
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """A mirroring, then a shift, turn and scaling, of pictures [S, S, 3] and points in them."""
+
+    flip: bool
+    matrix: npt.NDArray[np.float64]  # [2, 3], of pixels
+    size: int
+
+    @classmethod
+    def draw(cls, size: int, rng: np.random.Generator, strength: float = 1.0) -> Geometry:
+        """What alignment gets wrong."""
+        flip = bool(rng.random() < 0.5)
+        angle = rng.normal(0, 2.0 * strength)
+        scale = float(np.exp(rng.normal(0, 0.02 * strength)))
+        matrix = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
+        matrix[:, 2] += rng.normal(0, 0.008 * size * strength, 2)
+        return cls(flip, matrix, size)
+
+    def apply(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The moved picture, uint8 [S, S, 3]."""
+        moved: npt.NDArray[np.uint8] = cv2.warpAffine(
+            np.ascontiguousarray(picture[:, ::-1] if self.flip else picture),
+            self.matrix,
+            (self.size, self.size),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        return moved
+
+    def move(
+        self, points: npt.NDArray[np.float32], mirrored: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """points: [n, 2] in 0..1; `mirrored`: their order in a mirrored picture."""
+        if self.flip:
+            points = points[mirrored] * [-1, 1] + [1, 0]
+        moved = points * self.size @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return (moved / self.size).astype(np.float32)
+
+
+def recolour(
+    picture: npt.NDArray[np.uint8], rng: np.random.Generator, strength: float = 1.0
+) -> npt.NDArray[np.uint8]:
+    """Another exposure, gamma and white balance of [S, S, 3] uint8."""
+    gain = np.exp(rng.normal(0, 0.06 * strength, 3) + rng.normal(0, 0.12 * strength))
+    gamma = np.exp(rng.normal(0, 0.1 * strength))
+    curve = 255 * np.linspace(0, 1, 256)[:, None] ** gamma * gain
+    lut = np.clip(curve, 0, 255).astype(np.uint8)  # [256, 3]
+    return np.stack([lut[picture[..., c], c] for c in range(3)], axis=-1)
+
+
 def augment_geometry(
     picture: npt.NDArray[np.uint8], rng: np.random.Generator, strength: float = 1.0
 ) -> npt.NDArray[np.uint8]:
-    """Flip, and a little shift, turn and scale (what alignment gets wrong) of [S, S, 3] uint8."""
-    size = picture.shape[0]
-    if rng.random() < 0.5:
-        picture = picture[:, ::-1]
-    angle = rng.normal(0, 2.0 * strength)
-    scale = float(np.exp(rng.normal(0, 0.02 * strength)))
-    matrix = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
-    matrix[:, 2] += rng.normal(0, 0.008 * size * strength, 2)
-    warped = cv2.warpAffine(
-        np.ascontiguousarray(picture),
-        matrix,
-        (size, size),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT_101,
-    )
-    gain = np.exp(rng.normal(0, 0.06 * strength, 3) + rng.normal(0, 0.12 * strength))
-    lut = (255 * (np.linspace(0, 1, 256)[:, None] ** np.exp(rng.normal(0, 0.1 * strength))) * gain)
-    lut8 = np.clip(lut, 0, 255).astype(np.uint8)  # [256, 3]
-    return np.stack([lut8[warped[..., c], c] for c in range(3)], axis=-1)
+    """Mirrored or not, moved a little, recoloured: [S, S, 3] uint8."""
+    geometry = Geometry.draw(picture.shape[0], rng, strength)
+    return recolour(geometry.apply(picture), rng, strength)
 
 
 def degrade_capture(

@@ -18,26 +18,32 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from sfic.bundle import ModelBundle
 from sfic.networks.codec import LAYERS, FaceCodec
 from sfic.networks.heads import TaskHeads
-from training.codec_checkpoint import load_codec
+from training.codec_checkpoint import identity_network, load_codec
+from training.teachers import Faceres
 
 OPSET = 17
 
 
-class AnalysisGraph(nn.Module):
-    """crop -> latents of the three style layers."""
+IDENTITY_INPUT = 256  # side of a crop that is large enough for the identity network
 
-    def __init__(self, codec: FaceCodec) -> None:
+
+class AnalysisGraph(nn.Module):
+    """crop [N, 3, S, S] -> latents of the three style layers; `fold`: S to the trunk's input."""
+
+    def __init__(self, codec: FaceCodec, identity: Faceres | None, fold: int) -> None:
         super().__init__()
-        self.codec = codec
+        self.codec, self.identity, self.fold = codec, identity, fold
 
     def forward(self, crop: Tensor) -> tuple[Tensor, ...]:
-        z = self.codec.analyse(crop)
+        embedding = None if self.identity is None else self.identity.identity(crop)
+        z = self.codec.analyse(F.avg_pool2d(crop, self.fold), embedding)
         return tuple(z[name] for name in LAYERS)
 
 
@@ -55,7 +61,7 @@ class StylesGraph(nn.Module):
 
 
 class SpatialGraph(nn.Module):
-    """crop and style-only preview at 64 px -> spatial latents."""
+    """crop at 128 px and style-only preview at 64 px -> spatial latents."""
 
     def __init__(self, codec: FaceCodec) -> None:
         super().__init__()
@@ -63,6 +69,18 @@ class SpatialGraph(nn.Module):
 
     def forward(self, crop: Tensor, preview: Tensor) -> Tensor:
         return self.net(crop, preview.clamp(-1.2, 1.2))
+
+
+class CorrectionGraph(nn.Module):
+    """Spatial latents, and features and preview of the styles -> correction, picture at 128 px."""
+
+    def __init__(self, codec: FaceCodec) -> None:
+        super().__init__()
+        self.net = codec.spatial_synthesis
+
+    def forward(self, code: Tensor, features: Tensor, preview: Tensor) -> tuple[Tensor, ...]:
+        correction, picture = self.net(code, features, preview.clamp(-1.2, 1.2))
+        return correction, picture
 
 
 def halve_weights(path: Path) -> None:
@@ -111,36 +129,44 @@ def export(
     halve_weights(path)
 
 
-def export_codec(codec: FaceCodec, heads: TaskHeads, size: int, out: Path) -> dict[str, Any]:
-    """Write the five graphs of a codec; `size`: side of the encoder's input.
+def export_codec(
+    codec: FaceCodec, heads: TaskHeads, size: int, identity: Faceres | None, out: Path
+) -> dict[str, Any]:
+    """Write the five graphs of a codec; `size`: side of what the trunk sees.
 
-    Returns the settings that go into the manifest.
+    `identity`: the identity network, for a codec with one. Returns the settings that go into the
+    manifest.
     """
     s = codec.shape
-    crop = torch.zeros(2, 3, size, size)
-    export(AnalysisGraph(codec), {"crop": crop}, LAYERS, out / "analysis.onnx")
+    if (identity is None) != (s.identity == 0):
+        raise ValueError("a codec has both symbols of an identity network and it, or neither")
+    fold = 1 if identity is None else IDENTITY_INPUT // size
+    crop = torch.zeros(2, 3, fold * size, fold * size)
+    graph = AnalysisGraph(codec, identity, fold)
+    export(graph, {"crop": crop}, LAYERS, out / "analysis.onnx")
     latents = {n: torch.zeros(2, getattr(s, n)) for n in LAYERS}
     names = tuple(f"styles_{n}" for n in LAYERS)
     export(StylesGraph(codec), latents, names, out / "styles.onnx")
-    small = torch.zeros(2, 3, s.preview, s.preview)
+    preview = torch.zeros(2, 3, s.preview, s.preview)
+    picture = torch.zeros(2, 3, s.picture, s.picture)
     export(
         SpatialGraph(codec),
-        {"crop": small, "preview": small},
+        {"crop": picture, "preview": preview},
         ("code",),
         out / "spatial_analysis.onnx",
     )
     features = torch.zeros(2, s.feature_channels, s.feature_size, s.feature_size)
     code = torch.zeros(2, s.spatial_channels, s.spatial_size, s.spatial_size)
     export(
-        codec.spatial_synthesis,
-        {"code": code, "features": features},
-        ("correction",),
+        CorrectionGraph(codec),
+        {"code": code, "features": features, "preview": preview},
+        ("correction", "picture"),
         out / "correction.onnx",
     )
     export(heads, {"basic": latents["basic"]}, heads.OUTPUTS, out / "heads.onnx")
     return {
-        "format": 1,
-        "input": size,
+        "input": fold * size,
+        "picture": s.picture,
         "sizes": list(s.sizes),
         "styles": s.styles,
         "style_dim": s.style_dim,
@@ -157,7 +183,8 @@ def main() -> None:
     parser.add_argument("--input", type=int, default=128)
     args = parser.parse_args()
     codec, heads = load_codec(args.checkpoint), TaskHeads.load(args.heads)
-    meta = export_codec(codec, heads, args.input, args.out)
+    identity = identity_network() if codec.shape.identity else None
+    meta = export_codec(codec, heads, args.input, identity, args.out)
     print(ModelBundle.write(args.out, meta))
 
 

@@ -78,7 +78,7 @@ def largest_difference(prior: StylePrior, folder: Path, styles: Tensor) -> float
     given = styles.numpy()
     expected = prior.features(styles, CORRECTED)
     features = served.features(given)
-    pairs = [(served.preview(given), prior.head(expected, styles, CORRECTED))]
+    pairs = [(served.preview(given, features), prior.head(expected, styles, CORRECTED))]
     for size in output_sizes(prior.resolution):
         picture = prior.preview_from_features(expected, styles, CORRECTED, size)
         pairs.append((served.image(given, features, size), picture))

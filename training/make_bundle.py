@@ -38,7 +38,7 @@ from sfic.networks.stylegan2_checkpoint import load_stylegan2
 from training import train_entropy, train_heads
 from training.bundle_card import card
 from training.codec_checkpoint import collect_symbols, gain_tables, load_codec
-from training.codec_data import render, sample_styles
+from training.codec_data import identity_of, render, sample_styles
 from training.data import cache_dir
 from training.export import export_codec
 from training.export_stylegan2 import export_prior, largest_difference
@@ -98,8 +98,11 @@ class BundleMaker:
         """Check what can be checked before hours are spent: ConfigError says what is wrong."""
         self.config, self.prior, self.faces, self.log = config, prior, faces, log
         self.stages = Stages(work, STAGES, log)
-        self.shape = CodecShape.for_generator(prior.generator, **config.get("shape", {}))
         self.teachers = tuple(config.get("teachers", ()))
+        free = dict(config.get("shape", {}))
+        if "faceres" not in self.teachers:
+            free["identity"] = 0
+        self.shape = CodecShape.for_generator(prior.generator, **free)
         backbone = config.get("backbone", "imagenet")
         if backbone not in BACKBONES:
             raise ConfigError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}")
@@ -126,6 +129,13 @@ class BundleMaker:
                 f"{len(faces)} pictures are too few: batch and shape.embedding need {least}"
             )
         self.entropy_options()
+
+    @property
+    def identity(self) -> Faceres | None:
+        """The network whose embedding the basic layer carries, if there is one."""
+        if not self.shape.identity:
+            return None
+        return Faceres.load(teacher_file("faceres"), size=224)
 
     def entropy_options(self, **paths: Path) -> argparse.Namespace:
         """`training.train_entropy`'s options with those of the section `entropy`."""
@@ -217,16 +227,18 @@ class BundleMaker:
         """The codec; an interrupted training goes on from its last checkpoint."""
 
         def make(folder: Path) -> None:
-            identity = "faceres" in self.teachers
+            faceres = teacher_file("faceres") if self.shape.identity else None
+            fakes = np.load(synthetic / "pictures.npy")
             materials = Materials(
                 generator=self.prior.generator,
                 shape=self.shape,
                 w=np.load(prior / "w.npy"),
                 pictures=np.load(faces / "pictures.npy", mmap_mode="r"),
                 targets=dict(np.load(faces / "targets.npz")),
-                fake_pictures=np.load(synthetic / "pictures.npy"),
+                fake_pictures=fakes,
                 fake_styles=np.load(synthetic / "styles.npy"),
-                teacher=Faceres.load(teacher_file("faceres"), size=112) if identity else None,
+                fake_embeddings=identity_of(fakes, faceres)["embedding"] if faceres else None,
+                teacher=Faceres.load(faceres, size=112) if faceres else None,
                 backbone=self.backbone,
             )
             trainer = Trainer(self.config, materials, folder)
@@ -254,12 +266,15 @@ class BundleMaker:
             options = self.entropy_options(checkpoint=checkpoint, out=folder)
             codec = load_codec(checkpoint)
             pictures = np.load(faces / "pictures.npy", mmap_mode="r")
+            with np.load(faces / "targets.npz") as file:
+                embeddings = file["embedding"] if self.shape.identity else None
             held_out = np.zeros(len(pictures), bool)
             held_out[self.dev] = True
             sets = {
                 name: collect_symbols(
-                    codec, self.prior.generator, pictures[chosen], self.config["input"],
-                    options.rates_each, flips=name == "train",
+                    codec, self.prior.generator, pictures[chosen],
+                    None if embeddings is None else embeddings[chosen],
+                    self.config["input"], options.rates_each, flips=name == "train",
                 )
                 for name, chosen in (("train", ~held_out), ("dev", held_out))
             }
@@ -278,6 +293,7 @@ class BundleMaker:
             targets = train_heads.Targets.of(dict(np.load(faces / "targets.npz")), projection)
             heads = train_heads.train(
                 load_codec(checkpoint),
+                self.identity,
                 np.load(faces / "pictures.npy", mmap_mode="r"),
                 targets,
                 self.config["input"],
@@ -296,7 +312,8 @@ class BundleMaker:
 
         def make(folder: Path) -> None:
             meta = export_codec(
-                load_codec(checkpoint), TaskHeads.load(heads), self.config["input"], folder
+                load_codec(checkpoint), TaskHeads.load(heads), self.config["input"],
+                self.identity, folder,
             )
             for path in (
                 prior / "generator_low.onnx", prior / "generator_high.onnx",

@@ -127,6 +127,10 @@ class Faceres(nn.Module):
         """
         return self.features(face)[-1].mean((2, 3))
 
+    def identity(self, image: Tensor) -> Tensor:
+        """As `forward`, but only the unit embedding [N, 1024]."""
+        return F.normalize(self.embed(crop_and_resize(image, self.size, self.box)), dim=1)
+
     def heads(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(embedding, age [N], gender [N]) from the raw embedding [N, 1024]."""
         hidden = F.relu(self.feats(embedding))  # [N, 256]

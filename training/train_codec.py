@@ -25,20 +25,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfic.networks.codec import LAYERS, FaceCodec, quantise
+from sfic.networks.codec import LAYERS, FaceCodec, agree, quantise
 from sfic.networks.efficientnet import EfficientNetLite0
-from training.codec_data import Batches, to_tensor
+from training.codec_data import Batch, Batches, resize, to_tensor
+from training.codec_start import start_from_bundle
 from training.data import cache_dir
 from training.materials import Materials, shipped_materials
 from training.settings import read_config
 from training.teachers import Box, crop_and_resize
 
-BYTES_LOW = {"basic": 35.0, "middle": 10.0, "enhanced": 15.0}
-BYTES_HIGH = {"basic": 130.0, "middle": 230.0, "enhanced": 950.0}
+# By the factorised laws that training uses; the entropy transformer needs a quarter less.
+BYTES_LOW = {"basic": 50.0, "middle": 6.0, "enhanced": 26.0}
+BYTES_HIGH = {"basic": 170.0, "middle": 60.0, "enhanced": 1400.0}
 
 
 def target_bits(layer: str, t: Tensor) -> Tensor:
-    """Byte budget of a layer at rate t in 0..1, in bits: log-linear, 60 to 1,310 bytes in all."""
+    """Byte budget of a layer at rate t in 0..1, in bits: log-linear, 82 to 1,630 bytes in all."""
     low, high = BYTES_LOW[layer], BYTES_HIGH[layer]
     return 8.0 * low * (high / low) ** t
 
@@ -108,12 +110,19 @@ class Trainer:
         self.materials = m = materials or shipped_materials(config)
         self.generator, self.teacher, self.targets = m.generator, m.teacher, m.targets
         self.codec = FaceCodec(m.shape)
+        self.perceptor: EfficientNetLite0 | None = None
         if m.backbone is not None:
             self.codec.trunk.backbone = EfficientNetLite0.load(m.backbone)
+            if "textures" in config["losses"]:
+                self.perceptor = EfficientNetLite0.load(m.backbone).frozen()
         self.codec.whitening.fit(torch.from_numpy(m.w))
         self.projection = self._embedding_projection()
         embedding = torch.from_numpy(self.targets["embedding"]) @ self.projection
         self.embedding = F.normalize(embedding, dim=1)  # [M, D]
+        if m.shape.identity:
+            self.codec.start_identity(torch.from_numpy(self.targets["embedding"]))
+        if "start_from" in config:
+            start_from_bundle(self.codec, Path(config["start_from"]), config["start_parts"])
         size = config["input"]
         self.fake_pictures, self.fake_styles = m.fake_pictures, m.fake_styles
         self.size = size
@@ -193,12 +202,14 @@ class Trainer:
         done = min(1.0, self.step / c["steps"])
         return float(c["lr"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))))
 
-    def real_losses(
-        self, index: np.ndarray, seen: Tensor, target: Tensor, z: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Losses of real faces; each face is reconstructed at one level, drawn at random."""
+    def real_losses(self, batch: Batch, z: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of real faces.
+
+        The styles of each face are judged after one layer, drawn at random; the spatial code of all
+        of them starts from what those styles show, and does not pull at them.
+        """
         c, codec, generator = self.config, self.codec, self.generator
-        n = len(seen)
+        n, side = len(batch.index), codec.shape.picture
         t = torch.rand(n)
         level = torch.from_numpy(self.rng.choice(3, size=n, p=c["level_shares"]))
         noise = bool(self.rng.random() < 0.5)
@@ -206,54 +217,44 @@ class Trainer:
         stack = torch.stack([coded.coefficients[name] for name in LAYERS])  # [3, N, 16, K]
         coefficients = stack[level, torch.arange(n)]  # [N, 16, K]
         styles = codec.whitening.to_styles(coefficients)
-        losses: dict[str, Tensor] = {}
-
         with half():
-            features = generator.features(styles, 32).float()  # [N, 512, 32, 32]
-        # Every face trains the spatial code; only those drawn at the enhanced level pass the
-        # gradient on to their styles, and are judged as pictures.
-        top = level == 2
-        with torch.no_grad(), half():
-            preview = generator.head(features, styles, 32).float()
-        target64 = F.interpolate(target, size=64, mode="area")
-        seen64 = F.interpolate(seen, size=64, mode="area")
-        code, spatial_bits = codec.code_spatial(seen64, preview.clamp(-1.2, 1.2), t, noise)
-        below = torch.where(top[:, None, None, None], features, features.detach())
-        correction = codec.spatial_synthesis(code, below)  # [N, 512, 32, 32]
+            features = generator.features(styles, 32)  # [N, 512, 32, 32]
+            preview = generator.head(features, styles, 32).float()  # [N, 3, 64, 64]
+        features = features.float()
+        target = resize(batch.target, side)  # [N, 3, 128, 128]
+        target64 = resize(target, codec.shape.preview)
+        losses = {"pixels": pyramid_l1(preview, target64, 3).mean()}
+
+        below, shown = features.detach(), preview.detach().clamp(-1.2, 1.2)
+        with half():
+            code, spatial_bits = codec.code_spatial(resize(batch.seen, side), shown, t, noise)
+            correction, picture = codec.spatial_synthesis(code, below, shown)
+            corrected = generator.head(below + correction, styles.detach(), 32).float()
+        picture, correction = picture.float(), correction.float()
+        losses["pixels_corrected"] = pyramid_l1(corrected, target64, 3).mean()
         losses["correction"] = (correction.square().mean() + 1e-6).sqrt()
-        rest = (~top).nonzero().flatten()
-        if len(rest):
-            with half():
-                extra = generator.head((below + correction)[rest], styles[rest].detach(), 32)
-            distance = pyramid_l1(extra.float(), target64[rest], 3)
-            losses["pixels_spatial"] = distance.sum() / n
-        features = torch.where(top[:, None, None, None], below + correction, features)
-        with half():
-            out = generator.head(features, styles, 32).float()  # [N, 3, 64, 64]
-        losses["pixels"] = pyramid_l1(out, target64, 3).mean()
-        identity = [self.identity_loss(out, target64)] if self.teacher is not None else []
-        if c["full"]:
+        losses["picture"] = pyramid_l1(picture, target, 4).mean()
+        if self.perceptor is not None:
+            losses["textures"] = self.texture_loss(picture, target)
+        if self.teacher is not None:
+            losses["identity"], losses["perceptual"] = self.identity_loss(preview, target)
+            losses["picture_identity"], losses["picture_perceptual"] = self.identity_loss(
+                picture, target
+            )
+        if c["full"] and self.step >= c.get("full_from", 0):
+            few = slice(0, c["full"])
             losses |= self.full_losses(
-                features[: c["full"]], styles[: c["full"]], target[: c["full"]]
+                (below + correction)[few], styles[few], picture[few], batch.target[few]
             )
-        if identity:
-            losses["identity"] = torch.stack([x[0] for x in identity]).mean()
-            losses["perceptual"] = torch.stack([x[1] for x in identity]).mean()
-
-        heads = codec.heads(coded.latents["basic"])
-        losses["embedding"] = (1 - (heads["embedding"] * self.embedding[index]).sum(dim=1)).mean()
-        if "age" in self.targets:
-            age = torch.from_numpy(self.targets["age"][index]) / 50.0
-            gender = torch.from_numpy(self.targets["gender"][index]).clamp(0.02, 0.98)
-            losses["attributes"] = (heads["attributes"][:, 0] - age).abs().mean() + 0.3 * (
-                F.binary_cross_entropy_with_logits(heads["attributes"][:, 1], gender)
-            )
+        losses |= self.task_losses(batch, coded.latents["basic"])
         losses["prior"] = F.relu(coefficients.square().mean(dim=2) - 1.0).mean()
 
+        # Bits dear from the start would leave channels dead that nothing wakes up later.
+        ramp = min(1.0, (self.step + 1) / c["warmup"])
         rate = torch.zeros(())
         for i, name in enumerate(LAYERS):
             pays = level >= i
-            weight = self.weights.weight(name, t) / 1000.0 / n  # [N]
+            weight = ramp * self.weights.weight(name, t) / 1000.0 / n  # [N]
             bits = coded.bits[name]
             rate = rate + (weight * bits * pays).sum()
             if name == "enhanced":
@@ -266,21 +267,65 @@ class Trainer:
         losses["rate"] = rate
         return losses
 
-    def full_losses(self, features: Tensor, styles: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Losses of whole syntheses, averaged down to the size of the targets.
+    def task_losses(self, batch: Batch, basic: Tensor) -> dict[str, Tensor]:
+        """What machines read from the decoded basic latents, against the teachers' answers."""
+        heads, index, targets = self.codec.heads(basic), batch.index, self.targets
+        losses = {
+            "embedding": (1 - (heads["embedding"] * self.embedding[index]).sum(dim=1)).mean()
+        }
+        known = (batch.landmarks != 0).any(dim=2).any(dim=1)
+        distance = (heads["landmarks"] - batch.landmarks).abs().mean(dim=(1, 2))
+        losses["landmarks"] = 10 * (distance * known).mean()
+        answers = heads["attributes"]
+        attributes = torch.zeros(())
+        if "age" in targets:
+            age = torch.from_numpy(targets["age"][index]) / 50.0
+            attributes = attributes + (answers[:, 0] - age).abs().mean()
+        for column, name in enumerate(("gender", "smile"), 1):
+            if name in targets:
+                wanted = torch.from_numpy(targets[name][index]).clamp(0.02, 0.98)
+                attributes = attributes + 0.3 * F.binary_cross_entropy_with_logits(
+                    answers[:, column], wanted
+                )
+        return losses | {"attributes": attributes}
+
+    def texture_loss(self, picture: Tensor, target: Tensor) -> Tensor:
+        """Distance of features of an ImageNet network at strides 2, 4 and 8."""
+        assert self.perceptor is not None
+        with torch.no_grad():
+            want = self.perceptor.features(target, stages=3)
+        have = self.perceptor.features(picture, stages=3)
+        distance = torch.zeros(())
+        for a, b in zip(have, want, strict=True):
+            scale = b.square().mean(dim=1, keepdim=True).add(1e-3).rsqrt()  # [N, 1, h, w]
+            distance = distance + ((a - b) * scale).abs().mean()
+        return distance / len(have)
+
+    def full_losses(
+        self, features: Tensor, styles: Tensor, picture: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of finished pictures, averaged down to the size of the targets.
 
         Only these see the upper styles on real faces, and whether the blocks above take a corrected
         feature map as the preview does.
         """
         with half():
             image = self.generator.from_features(features, styles, 32)
+        image = image.float()
         if image.shape[2] < target.shape[2]:  # a small generator of one's own
-            target = F.interpolate(target, size=image.shape[2], mode="area")
-        factor = image.shape[2] // target.shape[2]
-        out = F.avg_pool2d(image.float(), factor)  # [n, 3, S, S], S of the targets
-        losses = {"pixels_full": pyramid_l1(out, target, 4).mean()}
+            target = resize(target, image.shape[2])
+        small = resize(image, target.shape[2])  # [n, 3, S, S], S of the targets
+        out = agree(small, picture)
+        lower = resize(small, picture.shape[2])
+        losses = {
+            "pixels_full": pyramid_l1(out, target, 4).mean(),
+            # What `agree` has to move must stay little, or the texture sits on other edges.
+            "agreement": (lower - picture.detach()).abs().mean(),
+        }
         if self.teacher is not None:
             losses["identity_full"], losses["perceptual_full"] = self.identity_loss(out, target)
+        if self.perceptor is not None:
+            losses["textures_full"] = self.texture_loss(out, target)
         return losses
 
     def identity_loss(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,18 +361,18 @@ class Trainer:
             total = total + w * ((have[name] - want).square() * weight).mean()
         return {"latents": total}
 
-    def train_step(self, batch: tuple[np.ndarray, Tensor, Tensor]) -> dict[str, float]:
-        c = self.config
-        index, seen, target = batch
-        count = len(self.fake_pictures)
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        c, codec = self.config, self.codec
+        count, n = len(self.fake_pictures), len(batch.index)
         fake = np.sort(self.rng.choice(count, c["batch_synthetic"], replace=False))
-        pictures = to_tensor(self.fake_pictures[fake])
-        shown = torch.cat((seen, pictures))
-        if self.size != shown.shape[2]:
-            shown = F.interpolate(shown, size=self.size, mode="area")
-        z = self.codec.analyse(shown)
-        n = len(seen)
-        losses = self.real_losses(index, seen, target, {k: v[:n] for k, v in z.items()})
+        shown = torch.cat((batch.seen, to_tensor(self.fake_pictures[fake])))
+        embedding = None
+        if codec.shape.identity:
+            assert self.materials.fake_embeddings is not None
+            rows = (self.targets["embedding"][batch.index], self.materials.fake_embeddings[fake])
+            embedding = torch.from_numpy(np.concatenate(rows))
+        z = codec.analyse(resize(shown, self.size), embedding)
+        losses = self.real_losses(batch, {k: v[:n] for k, v in z.items()})
         styles = torch.from_numpy(np.array(self.fake_styles[fake]))
         losses |= self.fake_losses(styles, {k: v[n:] for k, v in z.items()})
         total = sum(
@@ -356,7 +401,14 @@ class Trainer:
         c = self.config
         self.codec.train()
         self.codec.trunk.backbone.eval()
-        batches = iter(Batches(self.materials.pictures, c["batch"], seed=c["seed"] + self.step))
+        batches = iter(
+            Batches(
+                self.materials.pictures,
+                self.targets["landmarks68"],
+                c["batch"],
+                seed=c["seed"] + self.step,
+            )
+        )
         sums: dict[str, list[float]] = defaultdict(list)
         last_save = last_log = time.monotonic()
         with (self.folder / "log.jsonl").open("a") as log:

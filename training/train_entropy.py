@@ -33,7 +33,8 @@ from training.codec_checkpoint import (
     load_codec,
     load_generator,
 )
-from training.data import picture_array, read_index
+from training.codec_data import identity_targets
+from training.data import cache_dir, picture_array, read_index
 from training.entropy_base import FRACTIONS, TableCost, fit_base, fit_units
 from training.entropy_baselines import Factorised, HiddenLayers
 from training.entropy_network import EntropyTransformer
@@ -87,10 +88,14 @@ def collect(
             sets[split] = SymbolSet.load(path)
             continue
         pictures = picture_array(read_index(split), 256, split)
+        faceres = cache_dir() / "teachers" / "faceres.safetensors"
+        embeddings = identity_targets(split, faceres)["embedding"]
         if limit:
-            pictures = pictures[np.random.default_rng(0).permutation(len(pictures))[:limit]]
+            chosen = np.random.default_rng(0).permutation(len(pictures))[:limit]
+            pictures, embeddings = pictures[chosen], embeddings[chosen]
         sets[split] = collect_symbols(
-            codec, load_generator(), pictures, args.input, each, flips=split == "train"
+            codec, load_generator(), pictures, embeddings, args.input, each,
+            flips=split == "train",
         )
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

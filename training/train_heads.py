@@ -25,18 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfic.networks.codec import FaceCodec
-from sfic.networks.heads import LANDMARKS, TaskHeads
-from training.codec_checkpoint import RATE_POSITIONS, load_codec, resize
-from training.codec_data import to_tensor
+from sfic.networks.heads import TaskHeads
+from training.codec_checkpoint import RATE_POSITIONS, identity_network, load_codec
+from training.codec_data import FLIP_68, resize, to_tensor
 from training.data import cache_dir, degrade_capture, picture_array, read_index
-
-# iBUG order after a horizontal flip of the picture.
-FLIP_68 = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
-)
-assert sorted(FLIP_68) == list(range(LANDMARKS))
+from training.teachers import Faceres
 
 
 @dataclass
@@ -111,6 +104,7 @@ class Targets:
 @torch.no_grad()
 def basic_latents(
     codec: FaceCodec,
+    identity: Faceres | None,
     pictures: npt.NDArray[np.uint8],
     size: int,
     seed: int,
@@ -135,7 +129,9 @@ def basic_latents(
                         for p in part
                     ]
                 )
-        out.append(codec.analyse(resize(to_tensor(part), size))["basic"])
+        seen = to_tensor(part)
+        embedding = None if identity is None else identity.identity(seen)
+        out.append(codec.analyse(resize(seen, size), embedding)["basic"])
     return torch.cat(out)
 
 
@@ -181,6 +177,7 @@ def losses(out: dict[str, Tensor], want: Targets) -> dict[str, Tensor]:
 
 def train(
     codec: FaceCodec,
+    identity: Faceres | None,
     pictures: npt.NDArray[np.uint8],
     targets: Targets,
     size: int,
@@ -188,8 +185,9 @@ def train(
     seed: int = 9,
     report: Callable[[dict[str, Any]], None] = lambda line: print(json.dumps(line), flush=True),
 ) -> TaskHeads:
-    """Fit the heads to `targets` of `pictures`, uint8 [M, S, S, 3]; `size`: the encoder's input.
+    """Fit the heads to `targets` of `pictures`, uint8 [M, S, S, 3].
 
+    `identity`: the identity network of a codec with one; `size`: side of what the trunk sees.
     A task without targets stays untrained and answers with confidence 0. `report` is given a line
     each 500 steps.
     """
@@ -197,7 +195,7 @@ def train(
     rng = np.random.default_rng(seed)
     variants = [(flip, degrade) for degrade in (False, True) for flip in (False, True)]
     z = [
-        basic_latents(codec, pictures, size, seed + i, *variant)
+        basic_latents(codec, identity, pictures, size, seed + i, *variant)
         for i, variant in enumerate(variants)
     ]
     heads = TaskHeads(codec.shape.basic, targets.embedding.shape[1])
@@ -240,7 +238,8 @@ def main() -> None:
     projection = torch.load(args.checkpoint, weights_only=True)["projection"]
     targets = Targets.load("train", projection)
     pictures = picture_array(read_index("train"), 256, "train")
-    train(codec, pictures, targets, args.input, args.steps, args.seed).save(args.out)
+    identity = identity_network() if codec.shape.identity else None
+    train(codec, identity, pictures, targets, args.input, args.steps, args.seed).save(args.out)
 
 
 if __name__ == "__main__":

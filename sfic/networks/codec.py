@@ -1,14 +1,17 @@
 """The learned codec in torch, for training: analysis, synthesis, and the rate model of each layer.
 
-What belongs here: the networks that turn an aligned face into symbols and symbols into styles and a
-feature correction. The generator is `generator.py`; losses and loops live in `training/`; serving
-runs the exported ONNX graphs.
+What belongs here: the networks that turn an aligned face into symbols, and symbols into styles, a
+feature correction and a small picture. The generator is `generator.py`; losses and loops live in
+`training/`; serving runs the exported ONNX graphs.
 
-    crop --> trunk --> z_basic    --> coefficients of all 16 styles      --+
-                  |--> z_middle   --> correction of styles 3-6           --+--> styles --> generator
-                  |--> z_enhanced --> correction of styles 7-15          --+        |  to 32x32
-    crop at 64 px, minus what the styles alone give at 64 px                        |
-                  +--> z_spatial (enhanced, 16x16) --> correction of the 32x32 features --> picture
+    crop, 128 px --> trunk --------------> z_basic, most  --+--> coefficients of all 16 styles --+
+    crop, 224 px --> identity network ---> z_basic, rest  --+                                    |
+                     trunk --------------> z_middle   --> correction of styles 3-6   ------------+
+                     trunk --------------> z_enhanced --> correction of styles 7-15  ------------+
+                                                                              styles, generator to
+    crop, 128 px, beside what the styles alone give at 64 px  <---------------  32x32 features
+       +--> z_spatial (enhanced, 16x16) --> correction of the 32x32 features, and the picture at
+                                            128 px, which the finished picture has to agree with
 
 Every z is scaled by a learned gain that depends on the rate, rounded to integer symbols, and scaled
 back. Numbers here and in shape comments are those of the built-in generator; another one's follow
@@ -44,9 +47,11 @@ class CodecShape:
 
     From the generator (see `for_generator`): `layer_of_style`, the layer that corrects each style;
     `style_dim`; side and channels of the features that the spatial code corrects; `sizes`, the
-    sides of the pictures it makes. Free: the principal components kept of a style vector, the
-    number of symbols of each layer, channels of the spatial code, width of the trunk, size of the
-    embedding.
+    sides of the pictures it makes; `picture`, the side of the one that the spatial code makes.
+    Free: the principal components kept of a style vector, the number of symbols of each layer, how
+    many of the basic ones (the last) come from the identity network's embedding of
+    `identity_input` numbers (0: there is none), channels of the spatial code, width of the trunk,
+    size of the embedding.
     """
 
     layer_of_style: tuple[Layer, ...] = _BUILT_IN_LAYERS
@@ -54,11 +59,14 @@ class CodecShape:
     feature_size: int = CORRECTED
     feature_channels: int = 512
     sizes: tuple[int, ...] = (128, 256, 512, 1024)
+    picture: int = 128
     components: int = 256
-    basic: int = 192
-    middle: int = 192
-    enhanced: int = 128
-    spatial_channels: int = 8
+    basic: int = 256
+    identity: int = 64
+    identity_input: int = 1024
+    middle: int = 128
+    enhanced: int = 64
+    spatial_channels: int = 16
     hidden: int = 768
     embedding: int = 128
 
@@ -70,6 +78,8 @@ class CodecShape:
                 "a generator needs basic, middle and enhanced styles in this order "
                 f"(64x64 pixels or more), not {', '.join(self.layer_of_style)}"
             )
+        if not 0 <= self.identity < self.basic:
+            raise InvalidInput(f"identity {self.identity} is not in 0..{self.basic - 1}")
         if not 0 < self.components <= self.style_dim:
             raise InvalidInput(f"components {self.components} is not in 1..{self.style_dim}")
 
@@ -82,6 +92,7 @@ class CodecShape:
             feature_size=CORRECTED,
             feature_channels=generator.channels[CORRECTED],
             sizes=output_sizes(generator.resolution),
+            picture=min(4 * CORRECTED, generator.resolution),
             **free,
         )
 
@@ -179,52 +190,103 @@ class Trunk(nn.Module):
         return h + self.mix(h)
 
 
-class SpatialAnalysis(nn.Module):
-    """What the styles could not say: from crop and style-only preview at 64 px to a 16x16 code."""
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a short cut."""
 
-    def __init__(self, channels: int, width: int = 48) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(9, width, 5, stride=2, padding=2),
-            nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
-            nn.GELU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(2 * width, channels, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
         )
 
-    def forward(self, crop64: Tensor, preview64: Tensor) -> Tensor:
-        """crop64, preview64: [N, 3, 64, 64] in [-1, 1] -> [N, C, 16, 16]."""
-        return self.net(torch.cat((crop64, preview64, crop64 - preview64), dim=1))
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+class SpatialAnalysis(nn.Module):
+    """What the styles could not say: from crop and style-only preview to a 16x16 code."""
+
+    def __init__(self, channels: int, fold: int) -> None:
+        super().__init__()
+        self.fold = fold  # pixels of the crop to one of the preview, along a side
+        self.net = nn.Sequential(
+            nn.Conv2d(3 * fold**2 + 6, 48, 3, padding=1),
+            nn.GELU(),
+            Residual(48),
+            nn.Conv2d(48, 96, 4, stride=2, padding=1),
+            nn.GELU(),
+            Residual(96),
+            nn.Conv2d(96, 128, 4, stride=2, padding=1),
+            nn.GELU(),
+            Residual(128),
+            nn.Conv2d(128, channels, 1),
+        )
+
+    def forward(self, crop: Tensor, preview: Tensor) -> Tensor:
+        """crop: [N, 3, 128, 128], preview: [N, 3, 64, 64], both in [-1, 1] -> [N, C, 16, 16]."""
+        small = F.avg_pool2d(crop, self.fold)
+        folded = F.pixel_unshuffle(crop, self.fold)
+        return self.net(torch.cat((folded, preview, small - preview), dim=1))
 
 
 class SpatialSynthesis(nn.Module):
-    """From the 16x16 code, and the generator's own 32x32 features, to a gated correction of them.
+    """From the 16x16 code, and what the styles alone give, to a feature correction and a picture.
 
-    A zero code gives a zero correction: without it the picture is the style-only one.
+    The picture, at 128 px, is what the code says of the face; the correction of the generator's
+    32x32 features makes the generator agree with it, so that the texture that it adds above 128 px
+    falls into place.
     """
 
-    def __init__(self, channels: int, features: int, width: int = 96) -> None:
+    def __init__(self, channels: int, features: int, fold: int) -> None:
         super().__init__()
-        self.code = nn.Conv2d(channels, 4 * width, 3, padding=1, bias=False)
-        self.look = nn.Linear(features, width)
-        self.mix1 = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.mix2 = nn.Conv2d(width, width, 3, padding=1)
-        self.out = nn.Linear(width, features, bias=False)
-        nn.init.normal_(self.out.weight, std=0.02)
+        self.fold = fold
+        self.code = nn.Sequential(nn.Conv2d(channels, 128, 3, padding=1), nn.GELU(), Residual(128))
+        self.up32 = nn.Conv2d(128, 4 * 96, 1)
+        self.look = nn.Linear(features, 64)
+        self.mix32 = nn.Sequential(
+            nn.Conv2d(96 + 64, 96, 3, padding=1), nn.GELU(), Residual(96), Residual(96)
+        )
+        self.correct = nn.Linear(96, features, bias=False)
+        self.up64 = nn.Conv2d(96, 4 * 64, 1)
+        self.mix64 = nn.Sequential(nn.Conv2d(64 + 3, 64, 3, padding=1), nn.GELU(), Residual(64))
+        self.out = nn.Conv2d(64, 3 * fold**2, 3, padding=1)
+        nn.init.normal_(self.correct.weight, std=0.02)
+        nn.init.zeros_(self.out.weight)
+        assert self.out.bias is not None
+        nn.init.zeros_(self.out.bias)
 
-    def forward(self, code: Tensor, features: Tensor) -> Tensor:
-        """code: [N, c, 16, 16], features: [N, C, 32, 32] -> correction [N, C, 32, 32]."""
+    def forward(self, code: Tensor, features: Tensor, preview: Tensor) -> tuple[Tensor, Tensor]:
+        """code [N, c, 16, 16], features [N, C, 32, 32] and preview [N, 3, 64, 64] of the styles.
+
+        -> correction of the features [N, C, 32, 32], picture [N, 3, 128, 128].
+        """
         n, c, h, w = features.shape
-        up = F.pixel_shuffle(self.code(code), 2)  # [N, width, 32, 32]
         look = torch.matmul(self.look.weight, features.flatten(2)).reshape(n, -1, h, w)
         look = look + self.look.bias[:, None, None]
-        x = F.gelu(self.mix1(torch.cat((up, F.gelu(look)), dim=1)))  # [N, width, 32, 32]
-        x = self.mix2(x) * torch.tanh(up) + up  # gated: nothing where the code says nothing
-        return torch.matmul(self.out.weight, x.flatten(2)).reshape(n, c, h, w)
+        up = F.pixel_shuffle(self.up32(self.code(code)), 2)  # [N, 96, 32, 32]
+        x = self.mix32(torch.cat((up, F.gelu(look)), dim=1))  # [N, 96, 32, 32]
+        correction = torch.matmul(self.correct.weight, x.flatten(2)).reshape(n, c, h, w)
+        up = F.pixel_shuffle(self.up64(x), 2)  # [N, 64, 64, 64]
+        x = self.mix64(torch.cat((up, preview), dim=1))  # [N, 64, 64, 64]
+        rest = F.pixel_shuffle(self.out(x), self.fold)
+        size = [self.fold * 2 * h, self.fold * 2 * w]
+        base = F.interpolate(preview, size=size, mode="bilinear", align_corners=False)
+        return correction, base + rest
+
+
+def agree(image: Tensor, picture: Tensor) -> Tensor:
+    """The generator's image [N, 3, S, S], changed so that it shrinks to `picture` [N, 3, s, s].
+
+    What the code says replaces what the generator guessed; above s, the generator's texture stays.
+    `sfic.codec` does the same with OpenCV.
+    """
+    size, small = image.shape[2], picture.shape[2]
+    if size == small:
+        return picture
+    rest = picture - F.avg_pool2d(image, size // small)
+    return image + F.interpolate(rest, size=(size, size), mode="bicubic", align_corners=False)
 
 
 class StyleSynthesis(nn.Module):
@@ -309,8 +371,7 @@ class Heads(nn.Module):
         )
         self.skip = nn.Linear(inputs, embedding)
         self.tasks = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU())
-        self.attributes = nn.Linear(hidden, 2 * len(self.ATTRIBUTES))
-        self.pose = nn.Linear(hidden, 3)
+        self.attributes = nn.Linear(hidden, len(self.ATTRIBUTES))
         self.landmarks = nn.Linear(hidden, 136)
 
     def forward(self, z: Tensor) -> dict[str, Tensor]:
@@ -318,9 +379,8 @@ class Heads(nn.Module):
         h = self.tasks(z)
         return {
             "embedding": F.normalize(self.embedding(z) + self.skip(z), dim=1),
-            "attributes": self.attributes(h),  # [N, 6]: values, then log variances or logits
-            "pose": self.pose(h),  # [N, 3] in units of 30 degrees
-            "landmarks": self.landmarks(h).unflatten(1, (68, 2)),  # [N, 68, 2] offsets, 0.1 crops
+            "attributes": self.attributes(h),  # [N, 3]: years / 50, then logits
+            "landmarks": 0.5 + 0.1 * self.landmarks(h).unflatten(1, (68, 2)),  # [N, 68, 2]
         }
 
 
@@ -341,10 +401,11 @@ class FaceCodec(nn.Module):
         self.shape = s = shape or CodecShape()
         self.whitening = Whitening(s.components, s.style_dim)
         self.trunk = Trunk(s.hidden)
-        self.to_latents = nn.Linear(s.hidden, s.basic + s.middle + s.enhanced)
+        self.to_latents = nn.Linear(s.hidden, s.basic - s.identity + s.middle + s.enhanced)
+        self.to_identity = nn.Linear(s.identity_input, s.identity) if s.identity else None
         sizes = {"basic": s.basic, "middle": s.middle, "enhanced": s.enhanced}
         self.gains = nn.ModuleDict({name: Gain((n,), 1.0, 3.0) for name, n in sizes.items()})
-        self.gains["spatial"] = Gain((s.spatial_channels,), 1.0, 6.0)
+        self.gains["spatial"] = Gain((s.spatial_channels,), 1.0, 8.0)
         self.rates = nn.ModuleDict(
             {
                 "basic": RateModel(s.basic, 0),
@@ -361,8 +422,9 @@ class FaceCodec(nn.Module):
         self.from_enhanced = StyleSynthesis(
             s.basic + s.middle + s.enhanced, others, s.components, 512
         )
-        self.spatial_analysis = SpatialAnalysis(s.spatial_channels)
-        self.spatial_synthesis = SpatialSynthesis(s.spatial_channels, s.feature_channels)
+        fold = s.picture // s.preview
+        self.spatial_analysis = SpatialAnalysis(s.spatial_channels, fold)
+        self.spatial_synthesis = SpatialSynthesis(s.spatial_channels, s.feature_channels, fold)
         self.heads = Heads(s.basic, s.embedding)
 
     def law_parameters(self) -> list[nn.Parameter]:
@@ -373,12 +435,32 @@ class FaceCodec(nn.Module):
             laws += [rate.base, rate.slope]
         return laws + list(self.gains.parameters())
 
-    def analyse(self, crop: Tensor) -> dict[str, Tensor]:
-        """crop: [N, 3, S, S] in [-1, 1] -> z of the three style layers."""
+    @torch.no_grad()
+    def start_identity(self, embedding: Tensor) -> None:
+        """Begin with the whitened principal components of embeddings [M, 1024]."""
+        assert self.to_identity is not None
+        x = embedding.double()
+        mean = x.mean(dim=0)
+        _, values, vt = torch.linalg.svd(x - mean, full_matrices=False)
+        count = self.shape.identity
+        scale = values[:count] / math.sqrt(len(x))
+        weight = vt[:count] / scale[:, None]
+        self.to_identity.weight.copy_(weight.float())
+        self.to_identity.bias.copy_(-(weight @ mean).float())
+
+    def analyse(self, crop: Tensor, embedding: Tensor | None) -> dict[str, Tensor]:
+        """z of the three style layers.
+
+        crop: [N, 3, 128, 128] in [-1, 1]; embedding: [N, 1024], the identity network's, unit; None
+        for a codec without one.
+        """
         s = self.shape
         z = self.to_latents(self.trunk(crop))
-        parts = z.split((s.basic, s.middle, s.enhanced), dim=1)
-        return dict(zip(LAYERS, parts, strict=True))
+        basic, middle, enhanced = z.split((s.basic - s.identity, s.middle, s.enhanced), dim=1)
+        if self.to_identity is not None:
+            assert embedding is not None
+            basic = torch.cat((basic, self.to_identity(embedding)), dim=1)
+        return {"basic": basic, "middle": middle, "enhanced": enhanced}
 
     def through(self, name: str, z: Tensor, t: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
         """Quantise z of one part at rate t -> (decoded z, symbols or their noisy stand-ins)."""
@@ -414,10 +496,10 @@ class FaceCodec(nn.Module):
         return result
 
     def code_spatial(
-        self, crop64: Tensor, preview64: Tensor, t: Tensor, noise: bool
+        self, crop: Tensor, preview: Tensor, t: Tensor, noise: bool
     ) -> tuple[Tensor, Tensor]:
-        """-> (decoded spatial code [N, C, 16, 16], its bits [N])."""
-        z = self.spatial_analysis(crop64, preview64)
+        """crop, preview: see `SpatialAnalysis` -> (decoded code [N, C, 16, 16], its bits [N])."""
+        z = self.spatial_analysis(crop, preview)
         code, y = self.through("spatial", z, t, noise)
         y = y.flatten(1)  # [N, C 16 16]
         log_scale = self.spatial_base + self.spatial_slope * t[:, None]
