@@ -7,14 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
-__all__ = ["Analysis", "Estimate", "Pose", "read_heads"]
+__all__ = [
+    "EXPRESSIONS",
+    "PARSING_CLASSES",
+    "PARSING_SIZE",
+    "Analysis",
+    "Estimate",
+    "Expression",
+    "Pose",
+    "read_heads",
+]
+
+EXPRESSIONS: Final = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
+# CelebAMask-HQ's classes, in its order; left and right are the person's.
+PARSING_CLASSES: Final = (
+    "background", "skin", "nose", "glasses", "left eye", "right eye", "left brow", "right brow",
+    "left ear", "right ear", "mouth", "upper lip", "lower lip", "hair", "hat", "earring",
+    "necklace", "neck", "clothes",
+)  # fmt: skip
+PARSING_SIZE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -36,12 +54,23 @@ class Pose:
 
 
 @dataclass(frozen=True)
+class Expression:
+    """The likeliest of `EXPRESSIONS`, how sure it is, and all probabilities."""
+
+    name: str
+    confidence: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What the basic layer says of a face.
 
     `embedding`: unit float32 [D], identity; compare by dot product. `age`: years. `gender`:
     presentation, 0 female .. 1 male. `smile`: probability. `landmarks`: float32 [68, 2], iBUG
     order, x and y as parts of the crop, 0..1. `face_score`: how far to trust the rest, 0..1.
+    `glasses`, `eyes_open`, `mouth_open`: probabilities. `parsing`: uint8 [64, 64], the number of
+    the `PARSING_CLASSES` at each place of the crop.
     """
 
     embedding: FloatArray
@@ -53,6 +82,24 @@ class Analysis:
     landmarks: FloatArray
     landmarks_confidence: float
     face_score: Estimate
+    expression: Expression
+    glasses: Estimate
+    eyes_open: Estimate
+    mouth_open: Estimate
+    parsing: npt.NDArray[np.uint8]
+
+
+def _expression(logits: FloatArray) -> Expression:
+    weights = np.exp(logits - logits.max())
+    probabilities = [float(p) for p in weights / weights.sum()]
+    best = int(np.argmax(probabilities))
+    # As `_probability`: no better than a guess is confidence 0.
+    guess = 1.0 / len(EXPRESSIONS)
+    return Expression(
+        EXPRESSIONS[best],
+        (probabilities[best] - guess) / (1.0 - guess),
+        dict(zip(EXPRESSIONS, probabilities, strict=True)),
+    )
 
 
 def _probability(logit: float) -> Estimate:
@@ -70,7 +117,9 @@ def read_heads(outputs: Mapping[str, npt.NDArray[Any]]) -> list[Analysis]:
 
     `embedding` [n, D] unit; `age` [n, 2] years/50 and log error; `gender` and `smile` [n] logits;
     `pose` [n, 4] degrees/30 and log error; `landmarks` [n, 68, 2] crop fractions;
-    `landmarks_error` [n] log error; `score` [n] logit; `identity_error` [n] log of 1 - cosine.
+    `landmarks_error` [n] log error; `score` [n] logit; `identity_error` [n] log of 1 - cosine;
+    `expression` [n, 7], `glasses`, `eyes_open` and `mouth_open` [n] logits; `parsing` uint8
+    [n, 64, 64].
     """
     results = []
     for i in range(len(outputs["embedding"])):
@@ -95,6 +144,11 @@ def read_heads(outputs: Mapping[str, npt.NDArray[Any]]) -> list[Analysis]:
                 landmarks=np.asarray(outputs["landmarks"][i], dtype=np.float32),
                 landmarks_confidence=_within(float(outputs["landmarks_error"][i]), 0.02),
                 face_score=_probability(float(outputs["score"][i])),
+                expression=_expression(outputs["expression"][i]),
+                glasses=_probability(float(outputs["glasses"][i])),
+                eyes_open=_probability(float(outputs["eyes_open"][i])),
+                mouth_open=_probability(float(outputs["mouth_open"][i])),
+                parsing=np.asarray(outputs["parsing"][i], dtype=np.uint8),
             )
         )
     return results

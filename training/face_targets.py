@@ -33,7 +33,7 @@ FloatArray = npt.NDArray[np.float32]
 MESH_SHAPE: Final = "mesh shape"
 SIZE: Final = 256
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-TASKS: Final = {"faceres": ("embedding", "age", "gender"), "expression": ("smile",)}
+TASKS: Final = {"faceres": ("embedding", "age", "gender"), "expression": ("smile", "expression")}
 
 
 def face_files(folder: Path) -> list[Path]:
@@ -104,8 +104,11 @@ def measure(
     answers = mesh_targets(pictures)
     if not answers["mesh_found"].any():
         raise InvalidInput("no face was found in any picture: are they aligned face crops?")
-    who: dict[str, str | None] = dict.fromkeys(("embedding", "age", "gender", "smile"))
-    who |= {"landmarks": "landmarks.onnx", "pose": "landmarks.onnx"}
+    who: dict[str, str | None] = dict.fromkeys(
+        ("embedding", "age", "gender", "smile", "expression", "glasses", "parsing")
+    )
+    own = ("landmarks", "pose", "eyes_open", "mouth_open")
+    who |= dict.fromkeys(own, "landmarks.onnx")
     if "faceres" in teachers:
         answers |= identity_of(pictures, teacher_file("faceres"))
     else:
@@ -113,11 +116,12 @@ def measure(
         who["embedding"] = MESH_SHAPE
     if "expression" in teachers:
         network = Expression.load(teacher_file("expression"))
-        smiles = [
-            network(to_tensor(pictures[start : start + 16]))[:, 1]
+        parts = [
+            network(to_tensor(pictures[start : start + 16]))
             for start in range(0, len(pictures), 16)
         ]
-        answers["smile"] = torch.cat(smiles).numpy()
+        answers["expressions"] = torch.cat(parts).numpy()
+        answers["smile"] = answers["expressions"][:, 1]
     for teacher in teachers:
         who |= dict.fromkeys(TASKS[teacher], teacher)
     return answers, who

@@ -91,7 +91,6 @@ class DenseFaceNet(nn.Module):
     Landmarks: x, y of 68 points in turn, as fractions of the crop.
     """
 
-    EXPRESSIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
     mean: Tensor
 
     def __init__(self, outputs: int) -> None:

@@ -8,7 +8,7 @@ Writes `SFIC_CACHE/teachers/{split}_targets.npz`, rows in the order of `training
     embedding      float32 [N, 1024]  faceres at 224, unit
     age, gender    float32 [N]      faceres: years, probability of male
     age_faceapi, gender_faceapi  float32 [N]
-    expressions    float32 [N, 7]   probabilities, order of `DenseFaceNet.EXPRESSIONS`
+    expressions    float32 [N, 7]   probabilities, order of `sfic.analysis.EXPRESSIONS`
     smile          float32 [N]      expressions[:, 1]
     mesh           float32 [N, 468, 3]  in the crop, x and y in 0..1, z in the same unit
     landmarks68    float32 [N, 68, 2]   the mesh's points where dlib's 68 lie, 0..1

@@ -52,7 +52,7 @@ def crop_and_resize(image: Tensor, size: int, box: Box = FACE_BOX) -> Tensor:
     Bilinear with antialiasing, so that a 1024 px picture and its 256 px copy give the same answer.
     Box edges are rounded to whole pixels.
     """
-    height, width = image.shape[2:]
+    height, width = (int(side) for side in image.shape[2:])
     left, right = round(box[0] * width), round(box[2] * width)
     top, bottom = round(box[1] * height), round(box[3] * height)
     face = image[:, :, top:bottom, left:right]
@@ -61,7 +61,7 @@ def crop_and_resize(image: Tensor, size: int, box: Box = FACE_BOX) -> Tensor:
         (size, size),
         mode="bilinear",
         align_corners=False,
-        antialias=face.shape[2] > size or face.shape[3] > size,
+        antialias=bottom - top > size or right - left > size,
     )
 
 
@@ -187,7 +187,7 @@ def faceres_state(model: GraphModel) -> dict[str, Tensor]:
 class Expression(nn.Module):
     """face-api's seven expression probabilities of FFHQ-aligned pictures.
 
-    [N, 3, S, S], RGB in [-1, 1] -> [N, 7], in the order of `DenseFaceNet.EXPRESSIONS`; the second,
+    [N, 3, S, S], RGB in [-1, 1] -> [N, 7], in the order of `sfic.analysis.EXPRESSIONS`; the second,
     happy, is the smile.
     """
 

@@ -35,12 +35,12 @@ from training.settings import read_config
 from training.teachers import Box, crop_and_resize
 
 # By the factorised laws that training uses; the entropy transformer needs a quarter less.
-BYTES_LOW = {"basic": 50.0, "middle": 6.0, "enhanced": 26.0}
+BYTES_LOW = {"basic": 45.0, "middle": 4.0, "enhanced": 45.0}
 BYTES_HIGH = {"basic": 170.0, "middle": 60.0, "enhanced": 1400.0}
 
 
 def target_bits(layer: str, t: Tensor) -> Tensor:
-    """Byte budget of a layer at rate t in 0..1, in bits: log-linear, 82 to 1,630 bytes in all."""
+    """Byte budget of a layer at rate t in 0..1, in bits: log-linear, 94 to 1,630 bytes in all."""
     low, high = BYTES_LOW[layer], BYTES_HIGH[layer]
     return 8.0 * low * (high / low) ** t
 
@@ -65,7 +65,7 @@ class RateWeights:
         step = torch.stack((error.mean(), (error * (t - 0.5)).mean() * 4))
         self.ab[layer] += self.step * step
         # Where more bits buy nothing, or fewer would cost everything, the budget is not the law.
-        self.ab[layer].clamp_(torch.tensor([-4.0, -6.0]), torch.tensor([0.0, 0.0]))
+        self.ab[layer].clamp_(torch.tensor([-4.0, -6.5]), torch.tensor([1.0, 0.0]))
 
 
 def half() -> torch.autocast:

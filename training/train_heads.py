@@ -2,9 +2,10 @@
 
     python -m training.train_heads --checkpoint ... --out heads.pt
 
-Targets come from teachers only (`training.teacher_cache`); labels of the face sets replace a
-teacher's age and gender where they are known. Inputs are degraded as cameras degrade them, and
-every rate occurs, so that confidence and face score learn when not to be sure.
+Targets come from teachers (`training.teacher_cache`); labels of the face sets replace a teacher's
+age and gender where they are known, and CelebAMask-HQ's maps are the only source of parsing and
+glasses. Open eyes and mouths are read off the face mesh. Inputs are degraded as cameras degrade
+them, and every rate occurs, so that confidence and face score learn when not to be sure.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfic.analysis import PARSING_CLASSES, PARSING_SIZE
 from sfic.networks.codec import FaceCodec
 from sfic.networks.heads import TaskHeads
 from training.codec_checkpoint import RATE_POSITIONS, identity_network, load_codec
 from training.codec_data import FLIP_68, resize, to_tensor
-from training.data import cache_dir, degrade_capture, picture_array, read_index
+from training.data import FaceRow, cache_dir, degrade_capture, picture_array, read_index
 from training.teachers import Faceres
+
+# What CelebAMask-HQ's maps are coloured with, in the order of PARSING_CLASSES.
+PALETTE = np.array(
+    [
+        (0, 0, 0), (204, 0, 0), (76, 153, 0), (204, 204, 0), (51, 51, 255), (204, 0, 204),
+        (0, 255, 255), (255, 204, 204), (102, 51, 0), (255, 0, 0), (102, 204, 0), (255, 255, 0),
+        (0, 0, 153), (0, 0, 204), (255, 51, 153), (0, 204, 204), (0, 51, 0), (255, 153, 51),
+        (0, 204, 0),
+    ],
+    np.int64,
+)  # fmt: skip
+GLASSES = PARSING_CLASSES.index("glasses")
+UNKNOWN = 255
+FLIP_PARSING = np.arange(256)
+for left in (4, 6, 8):  # eyes, brows, ears
+    FLIP_PARSING[[left, left + 1]] = left + 1, left
+
+
+def read_parsing(path: Path, size: int = PARSING_SIZE) -> npt.NDArray[np.uint8]:
+    """A coloured map as classes, uint8 [size, size]."""
+    colours = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if colours is None:
+        raise FileNotFoundError(path)
+    small = cv2.resize(colours, (size, size), interpolation=cv2.INTER_NEAREST)[..., ::-1]
+    distance = np.abs(small[:, :, None].astype(np.int64) - PALETTE).sum(axis=3)
+    return np.asarray(distance.argmin(axis=2), np.uint8)
+
+
+def parsing_maps(rows: Sequence[FaceRow]) -> Tensor:
+    """Maps of the rows that have one, the others UNKNOWN: uint8 [M, 64, 64]."""
+    maps = np.full((len(rows), PARSING_SIZE, PARSING_SIZE), UNKNOWN, np.uint8)
+    for i, row in enumerate(rows):
+        path = row.path.parent.parent / "celebahq512_masks" / f"{row.path.stem}.png"
+        if row.set == "celebahq512" and path.is_file():
+            maps[i] = read_parsing(path)
+    return torch.from_numpy(maps)
+
+
+def openness(mesh: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """How open eyes and mouth of meshes [M, 468, 3] are, as probabilities [M]."""
+
+    def ratio(upper: int, lower: int, one: int, other: int) -> npt.NDArray[np.float32]:
+        height = np.linalg.norm(mesh[:, upper] - mesh[:, lower], axis=1)
+        width = np.linalg.norm(mesh[:, one] - mesh[:, other], axis=1)
+        return np.asarray(height / np.maximum(width, 1e-6), np.float32)
+
+    eyes = (ratio(159, 145, 33, 133) + ratio(386, 374, 362, 263)) / 2
+    mouth = ratio(13, 14, 78, 308)
+    return (
+        torch.sigmoid(torch.from_numpy((eyes - 0.16) / 0.03)),
+        torch.sigmoid(torch.from_numpy((mouth - 0.08) / 0.03)),
+    )
 
 
 @dataclass
@@ -43,6 +97,10 @@ class Targets:
     pose: Tensor  # [M, 3] degrees / 30
     landmarks: Tensor  # [M, 68, 2]
     known: Tensor  # [M] landmarks and pose are known
+    expression: Tensor | None  # [M, 7] probabilities
+    eyes_open: Tensor  # [M] probability
+    mouth_open: Tensor  # [M] probability
+    parsing: Tensor | None  # uint8 [M, 64, 64] classes; 255 where there is no map
 
     @classmethod
     def load(cls, split: str, projection: Tensor) -> Targets:
@@ -66,6 +124,9 @@ class Targets:
             torch.from_numpy(t["pose"]).float() / 30,
             torch.from_numpy(t["landmarks68"]).float(),
             torch.from_numpy(t["mesh_found"]).float(),
+            torch.from_numpy(t["expressions"]).float(),
+            *openness(t["mesh"]),
+            parsing_maps(rows),
         )
 
     @classmethod
@@ -83,6 +144,9 @@ class Targets:
             torch.from_numpy(answers["pose"]).float() / 30,
             torch.from_numpy(answers["landmarks68"]).float(),
             torch.from_numpy(answers["mesh_found"]).float(),
+            column("expressions"),
+            *openness(answers["mesh"]),
+            None,
         )
 
     def at(self, index: npt.NDArray[np.int64], flipped: npt.NDArray[np.bool_]) -> Targets:
@@ -98,7 +162,16 @@ class Targets:
             None if column is None else column[i]
             for column in (self.age, self.gender, self.smile)
         )
-        return Targets(self.embedding[i], age, gender, smile, pose, landmarks, self.known[i])
+        parsing = None
+        if self.parsing is not None:
+            maps = self.parsing[i]
+            turned = torch.from_numpy(FLIP_PARSING)[maps.flip(2).long()].to(torch.uint8)
+            parsing = torch.where(f[:, None, None], turned, maps)
+        expression = None if self.expression is None else self.expression[i]
+        return Targets(
+            self.embedding[i], age, gender, smile, pose, landmarks, self.known[i],
+            expression, self.eyes_open[i], self.mouth_open[i], parsing,
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -148,8 +221,15 @@ def laplace(error: Tensor, log_scale: Tensor) -> Tensor:
     return error * torch.exp(-log_scale) + log_scale
 
 
-def losses(out: dict[str, Tensor], want: Targets) -> dict[str, Tensor]:
-    """One loss for each task."""
+# Small parts count more than their area, so that the mean over classes is not that of the large.
+CLASS_WEIGHTS = torch.tensor(
+    [1, 1, 1.5, 3, 4, 4, 3, 3, 3, 3, 3, 3, 3, 1, 2, 4, 5, 1.2, 1.2], dtype=torch.float32
+)
+
+
+def losses(heads: TaskHeads, basic: Tensor, want: Targets) -> dict[str, Tensor]:
+    """One loss for each task, from decoded basic latents [N, n]."""
+    out = heads.named(basic)
     cosine = (out["embedding"] * want.embedding).sum(dim=1)  # [N]
     distance = (1 - cosine).detach().clamp_min(1e-3).log()
     points = (out["landmarks"] - want.landmarks).abs().mean(dim=(1, 2))
@@ -167,6 +247,22 @@ def losses(out: dict[str, Tensor], want: Targets) -> dict[str, Tensor]:
     if want.age is not None:
         age, log_error = out["age"].unbind(dim=1)
         parts["age"] = 0.3 * laplace((age - want.age).abs(), log_error).mean()
+    for name in ("eyes_open", "mouth_open"):
+        each = F.binary_cross_entropy_with_logits(out[name], getattr(want, name), reduction="none")
+        parts[name] = 0.5 * (each * want.known).mean()
+    if want.expression is not None:
+        parts["expression"] = -0.5 * (
+            (want.expression * F.log_softmax(out["expression"], dim=1)).sum(dim=1).mean()
+        )
+    if want.parsing is not None:
+        mapped = want.parsing[:, 0, 0] != UNKNOWN
+        if mapped.any():
+            maps = want.parsing[mapped].long()
+            parts["parsing"] = F.cross_entropy(
+                heads.parsing_logits(basic[mapped]), maps, weight=CLASS_WEIGHTS
+            )
+            worn = ((maps == GLASSES).flatten(1).sum(dim=1) > 8).float()
+            parts["glasses"] = F.binary_cross_entropy_with_logits(out["glasses"][mapped], worn)
     for name, probability in (("gender", want.gender), ("smile", want.smile)):
         if probability is not None:
             parts[name] = F.binary_cross_entropy_with_logits(
@@ -210,7 +306,7 @@ def train(
         which = rng.integers(0, len(variants), 128)
         picked = torch.stack([z[w][i] for w, i in zip(which, index, strict=True)])
         want = targets.at(index, np.array([variants[w][0] for w in which]))
-        parts = losses(heads.named(quantised(codec, picked, rng)), want)
+        parts = losses(heads, quantised(codec, picked, rng), want)
         optimiser.zero_grad()
         sum(parts.values(), torch.zeros(())).backward()
         optimiser.step()
@@ -219,9 +315,11 @@ def train(
             line = {k: round(float(v.detach()), 4) for k, v in parts.items()}
             report({"step": step + 1, "s": round(time.monotonic() - begin), **line})
     heads.eval()
-    for name in ("age", "gender", "smile"):
+    for name in ("age", "gender", "smile", "expression", "parsing"):
         if getattr(targets, name) is None:
             heads.silence(name)
+    if targets.parsing is None:
+        heads.silence("glasses")
     return heads
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sfic.analysis import Analysis
+    from sfic.analysis import Analysis, Estimate
     from sfic.face import EncodedFace
 
 __all__ = ["LayerName", "Provider", "Size", "add_to", "save_picture"]
@@ -256,7 +256,26 @@ def _results(result: Analysis) -> dict[str, Any]:
         "landmarks": [[float(x), float(y)] for x, y in result.landmarks],
         "landmarks_confidence": float(result.landmarks_confidence),
         "face_score": estimate(result.face_score),
+        "expression": {
+            "name": result.expression.name,
+            "confidence": float(result.expression.confidence),
+            "probabilities": result.expression.probabilities,
+        },
+        "glasses": estimate(result.glasses),
+        "eyes_open": estimate(result.eyes_open),
+        "mouth_open": estimate(result.mouth_open),
+        "parsing": _areas(result.parsing),
     }
+
+
+def _areas(parsing: NDArray[np.uint8]) -> dict[str, float]:
+    """Part of the crop that each class covers."""
+    import numpy as np
+
+    from sfic.analysis import PARSING_CLASSES
+
+    counts = np.bincount(parsing.ravel(), minlength=len(PARSING_CLASSES)) / parsing.size
+    return {name: float(c) for name, c in zip(PARSING_CLASSES, counts, strict=True) if c}
 
 
 def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> None:
@@ -264,16 +283,24 @@ def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> 
     from rich.table import Table
 
     table = Table(title="read from the basic layer alone; in brackets the confidence")
-    for heading in ("face", "bytes read", "age", "gender", "smile", "yaw, pitch, roll", "usable"):
+    headings = ("face", "bytes read", "age", "gender", "expression", "glasses", "eyes", "mouth")
+    for heading in (*headings, "yaw, pitch, roll", "usable"):
         table.add_column(heading, justify="right")
+
+    def either(estimate: Estimate, yes: str, no: str) -> str:
+        return f"{yes if estimate.value >= 0.5 else no} ({estimate.confidence:.2f})"
+
     for number, (face, result) in enumerate(zip(faces, results, strict=True), 1):
-        age, gender, smile, pose = result.age, result.gender, result.smile, result.pose
+        age, pose, expression = result.age, result.pose, result.expression
         table.add_row(
             str(number),
             str(len(face.basic)),
             f"{age.value:.0f} ({age.confidence:.2f})",
-            f"{'male' if gender.value >= 0.5 else 'female'} ({gender.confidence:.2f})",
-            f"{'yes' if smile.value >= 0.5 else 'no'} ({smile.confidence:.2f})",
+            either(result.gender, "male", "female"),
+            f"{expression.name} ({expression.confidence:.2f})",
+            either(result.glasses, "yes", "no"),
+            either(result.eyes_open, "open", "closed"),
+            either(result.mouth_open, "open", "closed"),
             f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f} ({pose.confidence:.2f})",
             f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
         )

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfic.analysis import EXPRESSIONS, PARSING_CLASSES, PARSING_SIZE
+
 LANDMARKS = 68
+PARSING_GRID = 32  # what the network decides; the map is twice as fine, by interpolation
 UNKNOWN_LOG_ERROR = 8.0  # an expected error of thousands: no confidence in any answer
 
 
@@ -26,7 +29,20 @@ class TaskHeads(nn.Module):
         "landmarks",
         "landmarks_error",
         "score",
+        "expression",
+        "glasses",
+        "eyes_open",
+        "mouth_open",
+        "parsing",
     )
+    # Columns of the attributes of each task that may have had no teacher.
+    COLUMNS: ClassVar[dict[str, tuple[int, ...]]] = {
+        "age": (0, 1),
+        "gender": (2,),
+        "smile": (3,),
+        "expression": tuple(range(5, 5 + len(EXPRESSIONS))),
+        "glasses": (5 + len(EXPRESSIONS),),
+    }
 
     def __init__(self, inputs: int, embedding: int = 128, hidden: int = 384) -> None:
         super().__init__()
@@ -36,17 +52,24 @@ class TaskHeads(nn.Module):
         )
         self.identity_linear = nn.Linear(inputs, embedding)
         self.trunk = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.2))
-        self.attributes = nn.Linear(hidden, 5)
+        self.attributes = nn.Linear(hidden, 5 + len(EXPRESSIONS) + 3)
         self.pose = nn.Linear(hidden, 4)
         self.landmarks = nn.Linear(hidden, 2 * LANDMARKS)
         self.landmarks_linear = nn.Linear(inputs, 2 * LANDMARKS, bias=False)
         self.errors = nn.Linear(hidden, 2)
+        # Maps of faces are alike: a hundred numbers say how one differs from the mean map.
+        self.parsing = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.2), nn.Linear(hidden, 96)
+        )
+        self.parts = nn.Linear(96, len(PARSING_CLASSES) * PARSING_GRID**2)
+        nn.init.normal_(self.parts.weight, std=0.05)
         self.register_buffer("mean_landmarks", torch.full((LANDMARKS, 2), 0.5))
 
     def forward(self, basic: Tensor) -> tuple[Tensor, ...]:
         """basic: decoded latents [N, inputs] -> the outputs in the order of OUTPUTS."""
         h = self.trunk(basic)  # [N, hidden]
-        a = self.attributes(h)  # [N, 5]
+        a = self.attributes(h)  # [N, 15]
+        n = 5 + len(EXPRESSIONS)
         errors = self.errors(h)  # [N, 2]
         offsets = 0.05 * (self.landmarks(h) + self.landmarks_linear(basic))
         return (
@@ -59,12 +82,28 @@ class TaskHeads(nn.Module):
             self.mean_landmarks + offsets.unflatten(1, (LANDMARKS, 2)),
             errors[:, 1],
             a[:, 4],
+            a[:, 5:n],
+            a[:, n],
+            a[:, n + 1],
+            a[:, n + 2],
+            self.parsing_logits(basic).argmax(dim=1).to(torch.uint8),
         )
+
+    def parsing_logits(self, basic: Tensor) -> Tensor:
+        """basic: [N, inputs] -> logits of the classes [N, 19, 64, 64]."""
+        grid = (len(PARSING_CLASSES), PARSING_GRID, PARSING_GRID)
+        coarse = self.parts(self.parsing(basic)).unflatten(1, grid)
+        size = (PARSING_SIZE, PARSING_SIZE)
+        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
 
     @torch.no_grad()
     def silence(self, task: str) -> None:
-        """Make an untrained task ("age", "gender" or "smile") answer with confidence 0."""
-        rows = {"age": [0, 1], "gender": [2], "smile": [3]}[task]
+        """Make an untrained task, one of `COLUMNS` or "parsing", answer with confidence 0."""
+        if task == "parsing":
+            self.parts.weight.zero_()
+            self.parts.bias.zero_()
+            return
+        rows = list(self.COLUMNS[task])
         self.attributes.weight[rows] = 0.0
         self.attributes.bias[rows] = 0.0
         if task == "age":
