@@ -22,6 +22,7 @@ __all__ = [
     "Estimate",
     "Expression",
     "Pose",
+    "SamePerson",
     "read_heads",
 ]
 
@@ -87,6 +88,29 @@ class Analysis:
     eyes_open: Estimate
     mouth_open: Estimate
     parsing: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SamePerson:
+    """What the cosine of two embeddings means, measured on real pairs (`training.calibrate`).
+
+    `probability` weighs both kinds of pairs the same: in a search among many people, multiply the
+    odds by how likely a match is to begin with.
+    """
+
+    scale: float
+    offset: float
+    error_rates: tuple[tuple[float, float, float], ...]
+
+    def probability(self, similarity: float) -> float:
+        """Probability of one person, 0..1, at a cosine of -1..1."""
+        return float(1.0 / (1.0 + np.exp(-(self.scale * similarity + self.offset))))
+
+    def errors(self, threshold: float) -> tuple[float, float]:
+        """(False match rate, false non-match rate) when a cosine of `threshold` is a match."""
+        table = np.array(self.error_rates)  # [n, 3]
+        match, other = (float(np.interp(threshold, table[:, 0], table[:, i])) for i in (1, 2))
+        return match, other
 
 
 def _expression(logits: FloatArray) -> Expression:

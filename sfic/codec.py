@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfic.alignment import align
-from sfic.analysis import Analysis, read_heads
+from sfic.analysis import Analysis, SamePerson, read_heads
 from sfic.bundle import ModelBundle
 from sfic.detection import FaceDetector
 from sfic.effort import Refiner
@@ -81,6 +81,15 @@ class Codec:
     def sizes(self) -> tuple[int, ...]:
         """Sides of the pictures that `decode` makes, ascending; they depend on the bundle."""
         return tuple(int(size) for size in self.bundle.meta.get("sizes", SIZES))
+
+    @cached_property
+    def same_person(self) -> SamePerson | None:
+        """What a cosine of two embeddings means; None for a bundle that was not calibrated."""
+        given = self.bundle.meta.get("same_person")
+        if given is None:
+            return None
+        rows = tuple((float(t), float(m), float(n)) for t, m, n in given["error_rates"])
+        return SamePerson(float(given["scale"]), float(given["offset"]), rows)
 
     @property
     def provider(self) -> str:

@@ -127,11 +127,14 @@ def test_tasks_without_a_teacher_have_no_confidence(
     teachers = codec.bundle.meta["teachers"]
     assert teachers["embedding"] == "mesh shape"
     assert [task for task, teacher in teachers.items() if teacher is None] == [
-        "age", "gender", "smile",
+        "age", "gender", "smile", "expression", "glasses", "parsing",
     ]  # fmt: skip
     result = codec.analyze(codec.encode(crop).basic)
     assert result.age.confidence < 0.01
     assert result.gender.confidence == result.smile.confidence == 0.0
+    assert result.glasses.confidence == 0.0 and abs(result.expression.confidence) < 1e-6
+    assert not result.parsing.any()
+    assert codec.same_person is None
     np.testing.assert_allclose(np.linalg.norm(result.embedding), 1.0, atol=1e-4)
     # All training faces are this one, so even the mean landmarks lie on it.
     eyes, mouth = result.landmarks[36:48], result.landmarks[48:]

@@ -222,6 +222,9 @@ class SpatialAnalysis(nn.Module):
             nn.GELU(),
             Residual(128),
             nn.Conv2d(128, channels, 1),
+            # Of unit variance, so that what a low rate cannot afford is not lost to the high ones:
+            # only the gain of a rate makes a channel small.
+            nn.BatchNorm2d(channels, affine=False, momentum=0.02),
         )
 
     def forward(self, crop: Tensor, preview: Tensor) -> Tensor:
@@ -405,7 +408,7 @@ class FaceCodec(nn.Module):
         self.to_identity = nn.Linear(s.identity_input, s.identity) if s.identity else None
         sizes = {"basic": s.basic, "middle": s.middle, "enhanced": s.enhanced}
         self.gains = nn.ModuleDict({name: Gain((n,), 1.0, 3.0) for name, n in sizes.items()})
-        self.gains["spatial"] = Gain((s.spatial_channels,), 1.0, 8.0)
+        self.gains["spatial"] = Gain((s.spatial_channels,), 0.3, 4.0)
         self.rates = nn.ModuleDict(
             {
                 "basic": RateModel(s.basic, 0),
@@ -414,8 +417,8 @@ class FaceCodec(nn.Module):
             }
         )
         cells = s.spatial_channels * s.spatial_size**2
-        self.spatial_base = nn.Parameter(torch.full((cells,), -1.5))
-        self.spatial_slope = nn.Parameter(torch.zeros(cells))
+        self.spatial_base = nn.Parameter(torch.full((cells,), math.log(0.3 * 0.55)))
+        self.spatial_slope = nn.Parameter(torch.full((cells,), math.log(4.0 / 0.3)))
         self.from_basic = StyleSynthesis(s.basic, s.styles, s.components, 1024)
         middles, others = (s.layer_of_style.count(name) for name in LAYERS[1:])
         self.from_middle = StyleSynthesis(s.basic + s.middle, middles, s.components, 512)
