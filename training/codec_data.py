@@ -36,7 +36,11 @@ def to_tensor(pictures: npt.NDArray[np.uint8]) -> Tensor:
 
 def resize(x: Tensor, size: int) -> Tensor:
     """Area-average [N, 3, S, S] down to `size`."""
-    return x if x.shape[2] == size else torch.nn.functional.interpolate(x, size=size, mode="area")
+    if x.shape[2] == size:
+        return x
+    if x.shape[2] % size == 0:  # the same, faster
+        return torch.nn.functional.avg_pool2d(x, x.shape[2] // size)
+    return torch.nn.functional.interpolate(x, size=size, mode="area")
 
 
 def sample_styles(

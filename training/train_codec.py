@@ -34,13 +34,14 @@ from training.materials import Materials, shipped_materials
 from training.settings import read_config
 from training.teachers import Box, crop_and_resize
 
+PARTS = (*LAYERS, "spatial")
 # By the factorised laws that training uses; the entropy transformer needs a quarter less.
-BYTES_LOW = {"basic": 45.0, "middle": 4.0, "enhanced": 45.0}
-BYTES_HIGH = {"basic": 170.0, "middle": 60.0, "enhanced": 1400.0}
+BYTES_LOW = {"basic": 45.0, "middle": 4.0, "enhanced": 2.0, "spatial": 43.0}
+BYTES_HIGH = {"basic": 170.0, "middle": 60.0, "enhanced": 30.0, "spatial": 1370.0}
 
 
 def target_bits(layer: str, t: Tensor) -> Tensor:
-    """Byte budget of a layer at rate t in 0..1, in bits: log-linear, 94 to 1,630 bytes in all."""
+    """Byte budget of a part at rate t in 0..1, in bits: log-linear, 94 to 1,630 bytes in all."""
     low, high = BYTES_LOW[layer], BYTES_HIGH[layer]
     return 8.0 * low * (high / low) ** t
 
@@ -49,7 +50,7 @@ class RateWeights:
     """log lambda(t) = a + b t for each layer, moved so that the bits meet their budget."""
 
     def __init__(self, start: float, step: float) -> None:
-        self.ab = {name: torch.tensor([math.log(start), -2.0]) for name in LAYERS}
+        self.ab = {name: torch.tensor([math.log(start), -2.0]) for name in PARTS}
         self.step = step
 
     def weight(self, layer: str, t: Tensor) -> Tensor:
@@ -93,7 +94,11 @@ def jittered_box(box: Box, rng: np.random.Generator) -> Box:
 
 
 class Trainer:
-    """State of one run: networks, optimiser, rate weights, step."""
+    """State of one run: networks, optimiser, rate weights, step.
+
+    With `styles = false` in its configuration a run trains the spatial code alone, on styles that
+    stay as they are: three times as many faces a second.
+    """
 
     def __init__(
         self,
@@ -134,12 +139,15 @@ class Trainer:
         ]
         special = {id(p) for p in (*backbone, *laws, *spatial)}
         rest = [p for p in self.codec.parameters() if id(p) not in special]
+        for part in (self.codec.spatial_analysis, self.codec.spatial_synthesis):
+            part.to(memory_format=torch.channels_last)  # a fifth faster
+        c = config
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": backbone, "lr": 1.0, "share": 0.3},
                 {"params": rest, "lr": 1.0, "share": 1.0},
-                {"params": spatial, "lr": 1.0, "share": 2.0},
-                {"params": laws, "lr": 1.0, "share": 5.0, "weight_decay": 0.0},
+                {"params": spatial, "lr": 1.0, "share": 1.0},
+                {"params": laws, "lr": 1.0, "share": c.get("laws", 5.0), "weight_decay": 0.0},
             ],
             betas=(0.9, 0.98),
             weight_decay=0.01,
@@ -188,7 +196,7 @@ class Trainer:
         state = torch.load(source, weights_only=True)
         self.codec.load_state_dict(state["codec"])
         self.average = state["average"]
-        self.weights.ab = state["lambda"]
+        self.weights.ab |= state["lambda"]
         if own:
             if len(state["optimiser"]["param_groups"]) == len(self.optimiser.param_groups):
                 self.optimiser.load_state_dict(state["optimiser"])
@@ -202,70 +210,90 @@ class Trainer:
         done = min(1.0, self.step / c["steps"])
         return float(c["lr"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))))
 
-    def real_losses(self, batch: Batch, z: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of real faces.
+    def style_losses(
+        self, batch: Batch, z: dict[str, Tensor], t: Tensor, noise: bool
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Losses of the style layers, each face judged after one layer, drawn at random.
 
-        The styles of each face are judged after one layer, drawn at random; the spatial code of all
-        of them starts from what those styles show, and does not pull at them.
+        Also the styles [N, 16, 512], their features [N, 512, 32, 32] and preview [N, 3, 64, 64].
         """
         c, codec, generator = self.config, self.codec, self.generator
-        n, side = len(batch.index), codec.shape.picture
-        t = torch.rand(n)
+        n = len(batch.index)
         level = torch.from_numpy(self.rng.choice(3, size=n, p=c["level_shares"]))
-        noise = bool(self.rng.random() < 0.5)
         coded = codec.code_styles(z, t, noise)
         stack = torch.stack([coded.coefficients[name] for name in LAYERS])  # [3, N, 16, K]
         coefficients = stack[level, torch.arange(n)]  # [N, 16, K]
         styles = codec.whitening.to_styles(coefficients)
         with half():
-            features = generator.features(styles, 32)  # [N, 512, 32, 32]
-            preview = generator.head(features, styles, 32).float()  # [N, 3, 64, 64]
+            features = generator.features(styles, 32)
+            preview = generator.head(features, styles, 32).float()
         features = features.float()
-        target = resize(batch.target, side)  # [N, 3, 128, 128]
-        target64 = resize(target, codec.shape.preview)
-        losses = {"pixels": pyramid_l1(preview, target64, 3).mean()}
+        losses: dict[str, Tensor] = {}
+        if not c["styles"]:
+            return losses, styles, features, preview
+        target = resize(batch.target, codec.shape.picture)
+        losses["pixels"] = pyramid_l1(preview, resize(target, codec.shape.preview), 3).mean()
+        if self.teacher is not None:
+            losses["identity"], losses["perceptual"] = self.identity_loss(preview, target)
+        losses |= self.task_losses(batch, coded.latents["basic"])
+        losses["prior"] = F.relu(coefficients.square().mean(dim=2) - 1.0).mean()
+        rate = torch.zeros(())
+        for i, name in enumerate(LAYERS):
+            pays = level >= i
+            rate = rate + self.price(name, t, coded.bits[name], pays)
+            losses[f"bytes_{name}"] = coded.bits[name].detach().mean() / 8
+        losses["rate"] = rate
+        return losses, styles, features, preview
 
+    def spatial_losses(
+        self,
+        batch: Batch,
+        t: Tensor,
+        noise: bool,
+        styles: Tensor,
+        features: Tensor,
+        preview: Tensor,
+    ) -> dict[str, Tensor]:
+        """Losses of the spatial code, which starts from what the styles show, and stops there."""
+        c, codec, generator = self.config, self.codec, self.generator
+        side = codec.shape.picture
         below, shown = features.detach(), preview.detach().clamp(-1.2, 1.2)
+        target = resize(batch.target, side)  # [N, 3, 128, 128]
         with half():
-            code, spatial_bits = codec.code_spatial(resize(batch.seen, side), shown, t, noise)
+            code, bits = codec.code_spatial(resize(batch.seen, side), shown, t, noise)
             correction, picture = codec.spatial_synthesis(code, below, shown)
             corrected = generator.head(below + correction, styles.detach(), 32).float()
         picture, correction = picture.float(), correction.float()
-        losses["pixels_corrected"] = pyramid_l1(corrected, target64, 3).mean()
-        losses["correction"] = (correction.square().mean() + 1e-6).sqrt()
-        losses["picture"] = pyramid_l1(picture, target, 4).mean()
+        target64 = resize(target, codec.shape.preview)
+        losses = {
+            "pixels_corrected": pyramid_l1(corrected, target64, 3).mean(),
+            "correction": (correction.square().mean() + 1e-6).sqrt(),
+            "picture": pyramid_l1(picture, target, 4).mean(),
+            "rate_spatial": self.price("spatial", t, bits, torch.ones(len(t), dtype=torch.bool)),
+            "bytes_spatial": bits.detach().mean() / 8,
+        }
+        few = slice(0, c.get("judged", len(t)))
         if self.perceptor is not None:
-            losses["textures"] = self.texture_loss(picture, target)
+            losses["textures"] = self.texture_loss(picture[few], target[few])
         if self.teacher is not None:
-            losses["identity"], losses["perceptual"] = self.identity_loss(preview, target)
             losses["picture_identity"], losses["picture_perceptual"] = self.identity_loss(
-                picture, target
+                picture[few], target[few]
             )
         if c["full"] and self.step >= c.get("full_from", 0):
             few = slice(0, c["full"])
             losses |= self.full_losses(
                 (below + correction)[few], styles[few], picture[few], batch.target[few]
             )
-        losses |= self.task_losses(batch, coded.latents["basic"])
-        losses["prior"] = F.relu(coefficients.square().mean(dim=2) - 1.0).mean()
-
-        # Bits dear from the start would leave channels dead that nothing wakes up later.
-        ramp = min(1.0, (self.step + 1) / c["warmup"])
-        rate = torch.zeros(())
-        for i, name in enumerate(LAYERS):
-            pays = level >= i
-            weight = ramp * self.weights.weight(name, t) / 1000.0 / n  # [N]
-            bits = coded.bits[name]
-            rate = rate + (weight * bits * pays).sum()
-            if name == "enhanced":
-                rate = rate + (weight * spatial_bits).sum()
-                bits = bits + spatial_bits
-            if self.step > c["warmup"]:
-                self.weights.update(name, t[pays], bits.detach()[pays])
-            if pays.any():
-                losses[f"bytes_{name}"] = bits.detach()[pays].mean() / 8
-        losses["rate"] = rate
         return losses
+
+    def price(self, part: str, t: Tensor, bits: Tensor, pays: Tensor) -> Tensor:
+        """lambda(t) times bits of the faces that pay, over all faces; moves lambda."""
+        # Bits dear from the start would leave channels dead that nothing wakes up later.
+        ramp = min(1.0, (self.step + 1) / self.config["warmup"])
+        weight = ramp * self.weights.weight(part, t) / 1000.0 / len(t)  # [N]
+        if self.step > self.config["warmup"]:
+            self.weights.update(part, t[pays], bits.detach()[pays])
+        return (weight * bits * pays).sum()
 
     def task_losses(self, batch: Batch, basic: Tensor) -> dict[str, Tensor]:
         """What machines read from the decoded basic latents, against the teachers' answers."""
@@ -371,10 +399,15 @@ class Trainer:
             assert self.materials.fake_embeddings is not None
             rows = (self.targets["embedding"][batch.index], self.materials.fake_embeddings[fake])
             embedding = torch.from_numpy(np.concatenate(rows))
-        z = codec.analyse(resize(shown, self.size), embedding)
-        losses = self.real_losses(batch, {k: v[:n] for k, v in z.items()})
-        styles = torch.from_numpy(np.array(self.fake_styles[fake]))
-        losses |= self.fake_losses(styles, {k: v[n:] for k, v in z.items()})
+        t, noise = torch.rand(n), bool(self.rng.random() < 0.5)
+        with torch.set_grad_enabled(bool(c["styles"])):
+            z = codec.analyse(resize(shown, self.size), embedding)
+            real = {k: v[:n] for k, v in z.items()}
+            losses, styles, features, preview = self.style_losses(batch, real, t, noise)
+            if c["styles"]:
+                known = torch.from_numpy(np.array(self.fake_styles[fake]))
+                losses |= self.fake_losses(known, {k: v[n:] for k, v in z.items()})
+        losses |= self.spatial_losses(batch, t, noise, styles, features, preview)
         total = sum(
             (c["losses"][name] * value for name, value in losses.items() if name in c["losses"]),
             torch.zeros(()),
