@@ -66,7 +66,7 @@ class RateWeights:
         step = torch.stack((error.mean(), (error * (t - 0.5)).mean() * 4))
         self.ab[layer] += self.step * step
         # Where more bits buy nothing, or fewer would cost everything, the budget is not the law.
-        self.ab[layer].clamp_(torch.tensor([-4.0, -6.5]), torch.tensor([1.0, 0.0]))
+        self.ab[layer].clamp_(torch.tensor([-4.0, -7.0]), torch.tensor([1.8, 0.0]))
 
 
 def half() -> torch.autocast:
@@ -204,10 +204,15 @@ class Trainer:
 
     # -- one step
 
+    def done(self) -> float:
+        """Part of the run that is over: of its steps, or of its `minutes` if that is more."""
+        minutes = self.config.get("minutes", math.inf)
+        return max(self.step / self.config["steps"], self.seconds / 60 / minutes)
+
     def learning_rate(self) -> float:
         c = self.config
         warm = min(1.0, (self.step + 1) / c["warmup"])
-        done = min(1.0, self.step / c["steps"])
+        done = min(1.0, self.done())
         return float(c["lr"] * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))))
 
     def style_losses(
@@ -445,7 +450,7 @@ class Trainer:
         sums: dict[str, list[float]] = defaultdict(list)
         last_save = last_log = time.monotonic()
         with (self.folder / "log.jsonl").open("a") as log:
-            while self.step < c["steps"]:
+            while self.done() < 1.0:
                 begin = time.monotonic()
                 for name, value in self.train_step(next(batches)).items():
                     sums[name].append(value)
@@ -464,7 +469,7 @@ class Trainer:
                     sums.clear()
                     if report is not None:
                         report(line)
-                if now - last_save > 180 or self.step == c["steps"]:
+                if now - last_save > 180 or self.done() >= 1.0:
                     self.save()
                     last_save = time.monotonic()
 
