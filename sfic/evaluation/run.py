@@ -1,0 +1,214 @@
+"""An evaluation: faces through codecs, before the judges, with everything kept as it comes.
+
+Belongs here: which settings are tried, the order of work, and the table that comes of it. Not here:
+codecs, judges, the store, and what is made of the table (`sfic.evaluation.report`).
+
+One original at a time: every setting of every codec is decoded and judged against it, since what
+judges say of the original, half of their work, is then needed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfic.errors import InvalidInput
+from sfic.evaluation.codecs import Coder, Setting, scale
+from sfic.evaluation.curves import best_at
+from sfic.evaluation.dataset import Sample, digest
+from sfic.evaluation.judges import WORKING_SIZE
+from sfic.evaluation.metrics import METRICS, Examiner, Judged, Metric, SetOfFaces
+from sfic.evaluation.store import ORIGINAL, Key, Result, Store
+
+__all__ = ["Curve", "Evaluation", "Face", "Summary", "evaluate", "plan"]
+
+SCOUTS: Final = 8
+_BATCH: Final = 24  # pictures decoded before they are judged
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face of the set: its sample, what it is known by, and its side in source pixels."""
+
+    sample: Sample
+    digest: str
+    source_size: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A codec's results: `results[s][p]` of setting s and picture p."""
+
+    name: str
+    settings: tuple[Setting, ...]
+    results: tuple[tuple[Result, ...], ...]
+
+    @property
+    def sizes(self) -> Doubles:
+        """Bytes [settings, pictures]."""
+        return np.array([[r.bytes for r in row] for row in self.results], np.float64)
+
+    def judged(self, setting: int) -> list[Judged]:
+        """What the judges said at a setting, one a picture."""
+        return [result.judged for result in self.results[setting]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric along a curve, over the pictures of a set: bytes [S], values [S], and replicates."""
+
+    metric: Metric
+    bytes: Doubles  # [S]
+    values: Doubles  # [S]
+    replicate_bytes: Doubles  # [S, R]
+    replicates: Doubles  # [S, R]
+
+    def at(self, budget: float) -> float | None:
+        """The best of the curve within `budget` bytes (see `curves.best_at`)."""
+        return best_at(self.bytes, self.values, budget, self.metric.higher_is_better)
+
+    def replicates_at(self, budget: float) -> Doubles:
+        """`at` for each replicate [R]; nan where the curve does not reach down to the budget."""
+        found = [
+            best_at(sizes, values, budget, self.metric.higher_is_better)
+            for sizes, values in zip(self.replicate_bytes.T, self.replicates.T, strict=True)
+        ]
+        return np.array([np.nan if value is None else value for value in found])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured."""
+
+    faces: tuple[Face, ...]
+    metrics: tuple[Metric, ...]
+    missing: dict[str, str]  # metrics left out, and the judge that each lacks
+    originals: tuple[Judged, ...]
+    curves: tuple[Curve, ...]
+
+    def summaries(self, metric: str, chosen: Sequence[int] | None = None) -> dict[str, Summary]:
+        """A metric along each curve, over all pictures or those `chosen` by index."""
+        faces = SetOfFaces([original.vectors for original in self.originals], chosen)
+        summed = {}
+        for curve in self.curves:
+            sizes = curve.sizes
+            judged = [curve.judged(s) for s in range(len(curve.settings))]
+            summed[curve.name] = Summary(
+                METRICS[metric],
+                sizes[:, faces.chosen].mean(axis=1),
+                np.array([faces.value(metric, row) for row in judged]),
+                np.stack([faces.mean_bytes(metric, row) for row in sizes]),
+                np.stack([faces.replicates(metric, row) for row in judged]),
+            )
+        return summed
+
+
+def evaluate(
+    samples: Sequence[Sample],
+    coders: Sequence[Coder],
+    examiner: Examiner,
+    store: Store,
+    max_bytes: int = 2000,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Evaluation:
+    """Put every sample through every setting that stays under `max_bytes` on the first few faces.
+
+    What `store` holds already is not done again. Samples with the same pixels count once.
+    `progress` is told what is being done, how much of it is done, and of how much. Raises
+    InvalidInput for a sample that cannot be read, or when no setting is small enough.
+    """
+    if not samples:
+        raise InvalidInput("there are no faces to evaluate on")
+    faces: dict[str, Face] = {}
+    for done, sample in enumerate(samples):
+        progress("reading faces", done, len(samples))
+        crop, source_size = sample.read()
+        known = digest(crop)
+        faces.setdefault(known, Face(sample, known, source_size))
+    settings = {c.name: plan(c, list(faces.values()), max_bytes, progress) for c in coders}
+    originals = []
+    columns: dict[str, list[list[Result]]] = {c.name: [] for c in coders}
+    for done, face in enumerate(faces.values()):
+        progress("coding and judging", done, len(faces))
+        original, rows = _examine(face, coders, settings, examiner, store)
+        originals.append(original)
+        for name, row in rows.items():
+            columns[name].append(row)
+    progress("coding and judging", len(faces), len(faces))
+    curves = tuple(
+        Curve(c.name, tuple(settings[c.name]), tuple(zip(*columns[c.name], strict=True)))
+        for c in coders
+        if settings[c.name]
+    )
+    if not curves:
+        raise InvalidInput(f"no codec reaches {max_bytes} bytes a face: allow more")
+    return Evaluation(
+        tuple(faces.values()),
+        examiner.metrics,
+        {name: judge for name, judge in examiner.missing.items() if judge},
+        tuple(originals),
+        curves,
+    )
+
+
+def plan(
+    coder: Coder,
+    faces: Sequence[Face],
+    max_bytes: int,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Setting]:
+    """A coder's settings; of a sweep those whose mean over the first faces is in `max_bytes`."""
+    sequences = coder.settings()
+    if not coder.sweeps:
+        return [setting for sequence in sequences for setting in sequence]
+    crops = [(face.sample, face.sample.read()[0]) for face in faces[:SCOUTS]]
+    kept = []
+    for done, sequence in enumerate(sequences):
+        progress(f"{coder.name}: settings", done, len(sequences))
+        for setting in sequence:
+            sizes = [coder.code(sample, crop, setting).bytes for sample, crop in crops]
+            if np.mean(sizes) > max_bytes:
+                break
+            kept.append(setting)
+    return kept
+
+
+def _examine(
+    face: Face,
+    coders: Sequence[Coder],
+    settings: dict[str, list[Setting]],
+    examiner: Examiner,
+    store: Store,
+) -> tuple[Judged, dict[str, list[Result]]]:
+    """Results of one face: what is stored, and the rest made and stored."""
+    keys = {(c.name, s): Key(face.digest, c.key, s.label) for c in coders for s in settings[c.name]}
+    results = {place: found for place, key in keys.items() if (found := store.get(key))}
+    original_key = Key(face.digest, ORIGINAL, "")
+    original = store.get(original_key)
+    wanted = [(c, s) for c in coders for s in settings[c.name] if (c.name, s) not in results]
+    if wanted or original is None:
+        crop, _ = face.sample.read()
+        reference = examiner.reference(crop)
+        if original is None:
+            original = Result(0, 0, Judged({}, {n: v[0] for n, v in reference.vectors.items()}))
+            store.put([(original_key, original)])
+        for batch in _batches(wanted):
+            coded = [coder.code(face.sample, crop, setting) for coder, setting in batch]
+            pictures = np.stack([scale(one.picture, WORKING_SIZE) for one in coded])
+            judged = examiner.examine(reference, pictures)
+            for (coder, setting), one, said in zip(batch, coded, judged, strict=True):
+                results[coder.name, setting] = Result(one.bytes, one.total_bytes, said)
+            places = [(coder.name, setting) for coder, setting in batch]
+            store.put((keys[place], results[place]) for place in places)
+    rows = {c.name: [results[c.name, s] for s in settings[c.name]] for c in coders}
+    return original.judged, rows
+
+
+def _batches(wanted: Sequence[tuple[Coder, Setting]]) -> Iterator[Sequence[tuple[Coder, Setting]]]:
+    for start in range(0, len(wanted), _BATCH):
+        yield wanted[start : start + _BATCH]
