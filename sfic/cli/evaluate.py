@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sfic.codec import Codec
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "show_progress"]
 
 
 def evaluate(
@@ -87,19 +87,19 @@ def evaluate(
     if anchor is not None and anchor not in names:
         raise InvalidInput(f"--anchor {anchor}: the curves are {', '.join(names)}")
     report.mkdir(parents=True, exist_ok=True)
-    for name, judge in examiner.missing.items():
-        console.print(
-            f"left out: {name}, the judge {judge} is not built (python -m training.convert_judges)",
-            style="yellow",
-        )
     with (
         Store(report / "results.sqlite", examiner.fingerprint) as store,
-        _progress(console) as tell,
+        show_progress(console) as tell,
     ):
         samples = detected_samples(files) if align else aligned_samples(files)
         evaluation = run(samples[: limit or None], coders, examiner, store, max_bytes, tell)
         tell("coding pictures to show", 0, 1)
         pictures = side_by_side(evaluation, coders, show_bytes, show)
+    for name, judge in examiner.missing.items():
+        console.print(
+            f"left out: {name}, the judge {judge} is not built (python -m training.convert_judges)",
+            style="yellow",
+        )
     measured = [curve.name for curve in evaluation.curves]
     for name in names:
         if name not in measured:
@@ -137,7 +137,7 @@ def _facts() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def show_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each thing that is being done."""
     from rich.progress import (
         BarColumn,
@@ -153,7 +153,8 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("starting", total=None)
 
         def tell(what: str, done: int, total: int) -> None:

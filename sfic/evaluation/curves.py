@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sfic.errors import InvalidInput
 
-__all__ = ["BdRate", "bd_rate", "best_at", "front", "interval"]
+__all__ = ["BdRate", "along", "bd_rate", "best_at", "bytes_for", "front", "interval"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -62,7 +62,11 @@ def best_at(
     bytes) from it to the next better point that no longer fits. None if even the smallest point is
     larger than the budget. With more bytes than the largest point has, its value stays.
     """
-    points = front(sizes, values, higher_is_better)
+    return along(front(sizes, values, higher_is_better), budget)
+
+
+def along(points: Sequence[tuple[float, float]], budget: float) -> float | None:
+    """`best_at` on a `front`."""
     below = [p for p in points if p[0] <= budget]
     if not below:
         return None
@@ -72,6 +76,25 @@ def best_at(
     high = points[len(below)]
     share = math.log(budget / low[0]) / math.log(high[0] / low[0])
     return low[1] + share * (high[1] - low[1])
+
+
+def bytes_for(
+    sizes: Sequence[float] | Floats,
+    values: Sequence[float] | Floats,
+    wanted: float,
+    higher_is_better: bool,
+) -> float | None:
+    """The fewest bytes at which `best_at` is as good as `wanted`; None if it never is."""
+    sign = 1.0 if higher_is_better else -1.0
+    points = front(sizes, values, higher_is_better)
+    for i, (size, value) in enumerate(points):
+        if sign * value >= sign * wanted:
+            if i == 0:
+                return size
+            low, before = points[i - 1]
+            share = (wanted - before) / (value - before)
+            return float(low * (size / low) ** share)
+    return None
 
 
 def bd_rate(

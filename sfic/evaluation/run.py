@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sfic.errors import InvalidInput
 from sfic.evaluation.codecs import Coder, Setting, scale
-from sfic.evaluation.curves import best_at
+from sfic.evaluation.curves import along, best_at, front
 from sfic.evaluation.dataset import Sample, digest
 from sfic.evaluation.judges import WORKING_SIZE
 from sfic.evaluation.metrics import METRICS, Examiner, Judged, Metric, SetOfFaces
@@ -72,13 +72,17 @@ class Summary:
         """The best of the curve within `budget` bytes (see `curves.best_at`)."""
         return best_at(self.bytes, self.values, budget, self.metric.higher_is_better)
 
-    def replicates_at(self, budget: float) -> Doubles:
-        """`at` for each replicate [R]; nan where the curve does not reach down to the budget."""
-        found = [
-            best_at(sizes, values, budget, self.metric.higher_is_better)
-            for sizes, values in zip(self.replicate_bytes.T, self.replicates.T, strict=True)
-        ]
-        return np.array([np.nan if value is None else value for value in found])
+    def replicates_at(self, budgets: Sequence[float]) -> Doubles:
+        """`at` for each replicate [B, R]; nan where the curve does not reach down to a budget."""
+        found = np.full((len(budgets), self.replicates.shape[1]), np.nan)
+        for r, (sizes, values) in enumerate(
+            zip(self.replicate_bytes.T, self.replicates.T, strict=True)
+        ):
+            best = front(sizes, values, self.metric.higher_is_better)
+            for b, budget in enumerate(budgets):
+                value = along(best, budget)
+                found[b, r] = np.nan if value is None else value
+        return found
 
 
 @dataclass(frozen=True)
