@@ -1,6 +1,6 @@
 """Quality per byte beside VVC, by judges that no training has seen.
 
-    python -m benchmarks.quality [--rates 1 3 5 7 9] [--effort N] [--limit N] [--sheet DIR]
+    python -m benchmarks.quality [--rates 1 2 ... 9] [--effort N] [--limit N] [--sheet DIR]
 
 The 60 lossless CelebA-HQ dev pictures and the 12 London ones that VVC was coded on, through two
 curves of ours (basic alone; all layers) and VVC's streams of the same pictures, judged at 512 px in
@@ -264,22 +264,22 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", type=int, nargs="+", default=list(range(1, 10)))
-    parser.add_argument("--basic-rates", type=int, nargs="+", help="of basic alone, if fewer")
+    parser.add_argument("--basic-rates", type=int, nargs="+", default=[1, 3, 5, 7, 9])
     parser.add_argument("--effort", type=int, default=0)
     parser.add_argument("--limit", type=int, default=0, help="so many faces of each set")
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=list(METRICS))
     parser.add_argument("--sheet", type=Path, help="write contact sheets into this folder")
     parser.add_argument("--out", type=Path, help="folder for everything, in place of the usual")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="faces at once")
     args = parser.parse_args()
     console = Console()
-    codec = Codec.load(threads=args.threads)
+    codec = Codec.load(threads=1)
     encoder = SficEncoder(codec)
     vvc = VvcStreams(shared_dir() / "data" / "vvc")
     everything = SficCoder(encoder, "enhanced", args.rates, args.effort)
-    basic = SficCoder(encoder, "basic", args.basic_rates or args.rates, args.effort)
+    basic = SficCoder(encoder, "basic", args.basic_rates, args.effort)
     coders: list[Coder] = [basic, everything, vvc]
-    examiner = Examiner(Judges(args.threads), args.metrics)
+    examiner = Examiner(Judges(), args.metrics)
     for name, judge in examiner.missing.items():
         console.print(f"left out: {name}, the judge {judge} is not built")
     samples = [Sample(r.path.name, r.path) for r in faces_of_vvc(vvc, args.limit)]
@@ -289,7 +289,7 @@ def main() -> None:
         Store(folder / "results.sqlite", examiner.fingerprint) as store,
         show_progress(console) as tell,
     ):
-        evaluation = evaluate(samples, coders, examiner, store, MOST_BYTES, tell)
+        evaluation = evaluate(samples, coders, examiner, store, MOST_BYTES, args.workers, tell)
     ours = [basic.name, everything.name]
     console.print(str(write(evaluation, ours, args.effort, codec.model_bundle, args.out)))
     for rate in args.rates if args.sheet else ():

@@ -520,7 +520,7 @@ def test_the_command_writes_a_report(
 ) -> None:
     out = tmp_path / "out"
     options = ("--codec", "jpeg:sizes=64,qualities=5+20", "--codec", "webp:sizes=64,qualities=5",
-               "--metric", "psnr", "--show", "1", "--threads", "1")
+               "--metric", "psnr", "--show", "1", "--workers", "2")
     assert command(faces, "--report", out, *options) == 0
     written = capsys.readouterr().out
     assert "report.html" in written and (out / "results.csv").is_file()

@@ -65,7 +65,7 @@ def evaluate(
     ] = 2000,
     show: Annotated[int, typer.Option(min=0, help="Faces to show side by side.")] = 4,
     show_bytes: Annotated[int, typer.Option(min=1, help="Bytes to show them at.")] = 300,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of one network; 0: all cores.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Faces at once; 0: one a core.")] = 0,
 ) -> None:
     """Compare codecs on faces: rate curves, BD-rates, side-by-side pictures."""
     from rich.console import Console
@@ -79,10 +79,10 @@ def evaluate(
     from sfic.evaluation.store import Store
 
     console = Console(stderr=True)
-    cores = threads or os.cpu_count() or 1
+    at_once = workers or os.cpu_count() or 1
     files = picture_files(dataset)
-    examiner = Examiner(Judges(cores), metric or tuple(METRICS))
-    coders = choose_coders(codec or usual_codecs(), lambda: _our_codec(cores))
+    examiner = Examiner(Judges(), metric or tuple(METRICS))
+    coders = choose_coders(codec or usual_codecs(), _our_codec)
     names = [coder.name for coder in coders]
     if anchor is not None and anchor not in names:
         raise InvalidInput(f"--anchor {anchor}: the curves are {', '.join(names)}")
@@ -92,7 +92,9 @@ def evaluate(
         show_progress(console) as tell,
     ):
         samples = detected_samples(files) if align else aligned_samples(files)
-        evaluation = run(samples[: limit or None], coders, examiner, store, max_bytes, tell)
+        evaluation = run(
+            samples[: limit or None], coders, examiner, store, max_bytes, at_once, tell
+        )
         tell("coding pictures to show", 0, 1)
         pictures = side_by_side(evaluation, coders, show_bytes, show)
     for name, judge in examiner.missing.items():
@@ -118,10 +120,10 @@ def evaluate(
         typer.echo(f"wrote {path}")
 
 
-def _our_codec(threads: int) -> Codec:
+def _our_codec() -> Codec:
     from sfic.codec import Codec
 
-    return Codec.load(threads=threads)
+    return Codec.load(threads=1)
 
 
 def _facts() -> dict[str, str]:

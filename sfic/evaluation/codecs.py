@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,20 +102,25 @@ def scale(picture: Rgb, size: int) -> Rgb:
 class SficEncoder:
     """Encodes crops with our codec, remembering the latest: curves of other layers share them."""
 
-    KEPT = 32
+    KEPT = 256
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self._kept: OrderedDict[tuple[Any, ...], EncodedFace] = OrderedDict()
+        self._lock = threading.Lock()
 
     def encode(self, crop: Rgb, **options: Any) -> EncodedFace:
         """As `Codec.encode`."""
         key = (hash(crop.tobytes()), tuple(options.items()))
-        if key not in self._kept:
-            self._kept[key] = self.codec.encode(crop, **options)
-            if len(self._kept) > self.KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key]
+        with self._lock:
+            face = self._kept.get(key)
+        if face is None:
+            face = self.codec.encode(crop, **options)
+            with self._lock:
+                self._kept[key] = face
+                if len(self._kept) > self.KEPT:
+                    self._kept.popitem(last=False)
+        return face
 
 
 class SficCoder:

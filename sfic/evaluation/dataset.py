@@ -39,7 +39,7 @@ class Sample:
 
         Raises InvalidInput when the file is no picture, or not square where it must be.
         """
-        picture = read_picture(self.path)
+        picture = _read(self.path)
         if self.placement is not None:
             square = sample_square(picture, self.placement.affine, WORKING_SIZE, soft_border=True)
             return square, self.placement.source_size
@@ -54,6 +54,13 @@ class Sample:
         how = cv2.INTER_AREA if height > WORKING_SIZE else cv2.INTER_CUBIC
         scaled = cv2.resize(picture, (WORKING_SIZE, WORKING_SIZE), interpolation=how)
         return np.asarray(scaled, dtype=np.uint8), float(height)
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    try:
+        return read_picture(path)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error.message}") from error
 
 
 def digest(crop: NDArray[np.uint8]) -> str:
@@ -100,7 +107,7 @@ def detected_samples(
     detector = FaceDetector()
     samples = []
     for path in files:
-        picture = read_picture(path)
+        picture = _read(path)
         for number, face in enumerate(detector.detect(picture, max_faces=max_faces), 1):
             _, placement = align(picture, face, 64)
             name = path.name if number == 1 else f"{path.name} face {number}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Placement:
 
 
 class Judges:
-    """All judges on the CPU; networks are loaded when first needed.
+    """All judges on the CPU; networks are loaded when first needed, and shared by threads.
 
     Pictures are uint8 RGB [N, S, S, 3], FFHQ-aligned; any S, they are scaled to 512.
     Raises InvalidInput for other arrays, MissingExtra if a large network was not built yet.
@@ -74,6 +75,7 @@ class Judges:
         self._folder = folder or models_dir() / "judges"
         self._sessions: dict[str, Any] = {}
         self._detector: FaceDetector | None = None
+        self._lock = threading.Lock()
 
     def has(self, name: str) -> bool:
         """Whether a network is there: mobileface, dlib, landmarks68, vgg or features."""
@@ -99,20 +101,23 @@ class Judges:
         return path
 
     def _session(self, name: str) -> Any:
-        if name not in self._sessions:
-            path = self._found(name)
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self._threads
-            session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+        with self._lock:
+            if name not in self._sessions:
+                self._sessions[name] = self._load(self._found(name))
+            return self._sessions[name]
+
+    def _load(self, path: Path) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        batches = [i.shape[0] for i in session.get_inputs()]
+        if len(batches) == 2 and batches[0] == batches[1]:  # takes no single reference
+            raise MissingExtra(
+                f"the judge {path.stem} is of an older build: run python -m training.convert_judges"
             )
-            batches = [i.shape[0] for i in session.get_inputs()]
-            if len(batches) == 2 and batches[0] == batches[1]:  # takes no single reference
-                raise MissingExtra(
-                    f"the judge {name} is of an older build: run python -m training.convert_judges"
-                )
-            self._sessions[name] = session
-        return self._sessions[name]
+        return session
 
     def _run(self, name: str, batch: int, *arrays: NDArray[Any]) -> Floats:
         session = self._session(name)
@@ -128,14 +133,16 @@ class Judges:
     def place(self, pictures: Pictures) -> Placement:
         """Find the face in each aligned crop; where there is none, the mean place stands in."""
         pictures = _scaled(pictures, WORKING_SIZE)
-        if self._detector is None:
-            self._detector = FaceDetector(threads=self._threads)
+        with self._lock:
+            if self._detector is None:
+                self._detector = FaceDetector(threads=self._threads)
+            detector = self._detector
         count = len(pictures)
         points = np.repeat(MEAN_POINTS[None], count, 0)
         boxes = np.repeat(MEAN_BOX[None], count, 0)
         found = np.zeros(count, np.bool_)
         for i, picture in enumerate(pictures):
-            faces = self._detector.detect(picture)
+            faces = detector.detect(picture)
             if faces:
                 mesh = _central(faces).landmarks[:, :2].astype(np.float64) / WORKING_SIZE
                 points[i] = (
