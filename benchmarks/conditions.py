@@ -7,8 +7,9 @@ clean original (`mobileface`). Yaw, glasses and hats are as the pictures have th
 mesh, the rest by the parsing masks of CelebA-HQ. Demographic groups are those of the London set and
 of MEBeauty, as their index names them.
 
-A row is flagged where the whole 95 % interval of its mean lies more than 10 % below the mean of the
-clean pictures of the same set. Needs the face sets (`SFIC_SHARED`); only `dev` rows are read.
+A row of five pictures or more is flagged where the whole 95 % interval of its mean lies more than
+10 % below the mean of the clean pictures of the same set. Needs the face sets (`SFIC_SHARED`); only
+`dev` rows are read.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ Floats = npt.NDArray[np.float64]
 # Side of the face, as the detector boxes it, over the side of an FFHQ-aligned crop.
 FACE_IN_CROP = 0.595
 BELOW = 0.9
+FEWEST = 5  # pictures from which a row can be flagged: fewer have no interval to speak of
 YAW_EDGES = (0.0, 10.0, 20.0, 30.0, 90.0)
 # CelebAMask-HQ's numbers.
 GLASSES, HAT = 3, 14
@@ -209,7 +211,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "low": round(low, 4),
                 "high": round(high, 4),
                 "of_clean": round(mean / clean[row.set], 4),
-                "flag": high < BELOW * clean[row.set],
+                "flag": count >= FEWEST and high < BELOW * clean[row.set],
             }
         )
     return stated

@@ -31,12 +31,11 @@ from benchmarks.report import DOCS, RESULTS, markdown_table, write_markdown, wri
 from sfic.cli.evaluate import show_progress
 from sfic.codec import Codec
 from sfic.evaluation.codecs import Coder, SficCoder, SficEncoder, scale
-from sfic.evaluation.curves import bd_rate, front, interval
+from sfic.evaluation.curves import bd_rate, interval
 from sfic.evaluation.dataset import Sample
 from sfic.evaluation.judges import Judges
 from sfic.evaluation.metrics import METRICS, Examiner
-from sfic.evaluation.plots import Line, rate_plot
-from sfic.evaluation.report import BUDGETS
+from sfic.evaluation.report import BUDGETS, curve_plot
 from sfic.evaluation.run import Evaluation, Summary, evaluate
 from sfic.evaluation.store import Store
 from sfic.evaluation.vvc import VvcStreams
@@ -151,24 +150,6 @@ def bd_table(stated: dict[str, dict[str, Any]], ours: Sequence[str]) -> str:
     return markdown_table(["metric", *ours], rows)
 
 
-def plot(metric: str, summaries: dict[str, Summary], pictures: int) -> str:
-    """SVG of the curves with the confidence bands of ours and VVC's."""
-    lines = []
-    for name, summary in summaries.items():
-        higher = summary.metric.higher_is_better
-        best = front(summary.bytes, summary.values, higher)
-        replicates = summary.replicates_at([size for size, _ in best])
-        band = []
-        for (size, value), row in zip(best, replicates, strict=True):
-            low, high = interval(row, value, summary.metric.kind == "kid")
-            if math.isfinite(low):
-                band.append((size, low, high))
-        points = list(zip(summary.bytes.tolist(), summary.values.tolist(), strict=True))
-        lines.append(Line(name, best, points, band))
-    arrow = "↑" if METRICS[metric].higher_is_better else "↓"
-    return rate_plot(f"{METRICS[metric].label} {arrow}", lines, f"{pictures} faces, band: 95 %")
-
-
 def contact_sheet(
     folder: Path,
     evaluation: Evaluation,
@@ -229,7 +210,9 @@ def write(
                 text.append(f"## {metric.label}\n\n{table(metric.name, stated[metric.name], ours)}")
                 if metric.name in PLOTTED:
                     drawing = docs / f"{stem}-{metric.name}.svg"
-                    drawing.write_text(plot(metric.name, summaries, len(chosen)) + "\n")
+                    note = f"{len(chosen)} faces, band: 95 %"
+                    svg = curve_plot(metric, summaries, note, bands=True)
+                    drawing.write_text(svg + "\n", encoding="utf-8")
                     text.append(f"![{metric.label}]({drawing.name})")
         figures[name] = {"pictures": len(chosen), "metrics": stated}
     text.append(f"## BD-rate against VVC\n\n{bd_table(figures['all']['metrics'], ours)}")

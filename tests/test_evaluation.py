@@ -163,12 +163,16 @@ def test_intervals() -> None:
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("jpeg", 1, 60), ("webp", 0, 60), ("avif", 0, 60), ("jpeg2000", 300, 2000),
-     ("x265", 48, 30), ("av1", 63, 30)],
+    [
+        ("jpeg", 1, 60),
+        ("webp", 0, 60),
+        ("avif", 0, 60),
+        ("jpeg2000", 300, 2000),
+        ("x265", 48, 30),
+        ("av1", 63, 30),
+    ],
 )
-def test_other_codecs_really_run(
-    crop: NDArray[np.uint8], name: str, low: int, high: int
-) -> None:
+def test_other_codecs_really_run(crop: NDArray[np.uint8], name: str, low: int, high: int) -> None:
     made = VideoCodec if name in VideoCodec.QUALITIES else PictureFormat
     coder = made(name, sizes=(64, 128), qualities=(low, high))  # type: ignore[operator]
     sample = Sample("a", Path("a.png"))
@@ -216,8 +220,13 @@ def test_our_codec_counts_packets(codec: Codec, crop: NDArray[np.uint8]) -> None
 
 def test_choosing_codecs(codec: Codec, shared_dir: Path) -> None:
     streams = shared_dir / "data" / "vvc"
-    specs = ["sfic:rates=1+9", "basic", "sfic:bytes=100+200", f"vvc:streams={streams}",
-             "x265:sizes=64,qualities=40+45"]
+    specs = [
+        "sfic:rates=1+9",
+        "basic",
+        "sfic:bytes=100+200",
+        f"vvc:streams={streams}",
+        "x265:sizes=64,qualities=40+45",
+    ]
     coders = choose_coders(specs, lambda: codec)
     assert [c.name for c in coders] == ["sfic", "sfic basic", "sfic to bytes", "vvc", "x265"]
     assert [s.quality for s in coders[0].settings()[0]] == [1, 9]
@@ -226,9 +235,14 @@ def test_choosing_codecs(codec: Codec, shared_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "words"),
-    [("h264", "unknown codec"), ("sfic:rate=1", "none of"), ("sfic:rates=0", "lies in"),
-     ("jpeg:sizes=64+x", "whole numbers"), ("sfic:layers=top", "unknown layer"),
-     ("vvc:streams=/nowhere", "no VVC index")],
+    [
+        ("h264", "unknown codec"),
+        ("sfic:rate=1", "none of"),
+        ("sfic:rates=0", "lies in"),
+        ("jpeg:sizes=64+x", "whole numbers"),
+        ("sfic:layers=top", "unknown layer"),
+        ("vvc:streams=/nowhere", "no VVC index"),
+    ],
 )
 def test_wrong_codecs_are_one_clear_error(codec: Codec, spec: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
@@ -266,7 +280,8 @@ def test_datasets(faces: Path, tmp_path: Path) -> None:
     assert small.shape == (512, 512, 3) and side == 256
     (tmp_path / "notes.txt").write_text("no picture")
     for wrong, words in (
-        (tmp_path, "no pictures"), (tmp_path / "gone", "not exist"),
+        (tmp_path, "no pictures"),
+        (tmp_path / "gone", "not exist"),
         (tmp_path / "notes.txt", "neither"),
     ):
         with pytest.raises(InvalidInput, match=words):
@@ -395,9 +410,7 @@ def test_a_run_that_was_cut_off_goes_on(faces: Path, judges: Judges, tmp_path: P
     assert np.isnan(at[0]).all() and at[1].min() <= summary.values[1] <= at[1].max()
 
 
-def test_results_of_other_judges_are_not_taken(
-    faces: Path, judges: Judges, tmp_path: Path
-) -> None:
+def test_results_of_other_judges_are_not_taken(faces: Path, judges: Judges, tmp_path: Path) -> None:
     run(faces, judges, tmp_path, Counting())
     examiner = Examiner(judges, ("psnr",))
     coder = Counting()
@@ -406,9 +419,7 @@ def test_results_of_other_judges_are_not_taken(
     assert coder.coded == 6
 
 
-def test_settings_over_the_limit_are_left_out(
-    faces: Path, judges: Judges, tmp_path: Path
-) -> None:
+def test_settings_over_the_limit_are_left_out(faces: Path, judges: Judges, tmp_path: Path) -> None:
     jpeg = PictureFormat("jpeg", sizes=(32, 64), qualities=(1, 10, 95))
     result = run(faces, judges, tmp_path, jpeg, max_bytes=700)
     (curve,) = result.curves
@@ -499,6 +510,8 @@ def test_plots() -> None:
     assert "x & y" in words and "a < b" in words and "empty" not in words
     assert sum(e.tag.endswith("polyline") for e in root.iter()) == 1
     ElementTree.fromstring(rate_plot("nothing", []))
+    clipped = rate_plot("a", [Line("lost", [(50, 90.0)]), Line("kept", best)], up_to=25)
+    assert ">kept<" in clipped and ">lost<" not in clipped
     assert nice_ticks(0.21, 0.88) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert nice_ticks(3.0, 3.0)[0] <= 3.0 < nice_ticks(3.0, 3.0)[-1]
     assert byte_ticks(60, 1400) == [100, 200, 500, 1000]
@@ -519,8 +532,18 @@ def test_the_command_writes_a_report(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    options = ("--codec", "jpeg:sizes=64,qualities=5+20", "--codec", "webp:sizes=64,qualities=5",
-               "--metric", "psnr", "--show", "1", "--workers", "2")
+    options = (
+        "--codec",
+        "jpeg:sizes=64,qualities=5+20",
+        "--codec",
+        "webp:sizes=64,qualities=5",
+        "--metric",
+        "psnr",
+        "--show",
+        "1",
+        "--workers",
+        "2",
+    )
     assert command(faces, "--report", out, *options) == 0
     written = capsys.readouterr().out
     assert "report.html" in written and (out / "results.csv").is_file()
@@ -542,7 +565,10 @@ def test_the_command_writes_a_report(
     ],
 )
 def test_a_bad_dataset_is_one_clear_error(
-    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
+    faces: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
     words: str,
 ) -> None:
     for name in ("empty", "wide", "broken"):

@@ -37,7 +37,9 @@ _METHOD: Final = "1"  # part of the examiner's fingerprint: raise it when a defi
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure. `judge`: the network it needs, None for none; `kind`: how pictures sum up."""
+    """One measure. `judge`: the network it needs, None for none; `kind`: how pictures sum up;
+    `plot_to`: beyond it a value only says that the face is lost.
+    """
 
     name: str
     label: str
@@ -45,6 +47,7 @@ class Metric:
     higher_is_better: bool
     kind: Literal["mean", "median", "kid"] = "mean"
     decimals: int = 3
+    plot_to: float = float("inf")
 
 
 METRICS: Final = {
@@ -59,6 +62,7 @@ METRICS: Final = {
             False,
             "median",
             2,
+            plot_to=25.0,
         ),
         Metric("kid", "KID (EfficientNet-lite0)", "features", False, "kid", 4),
         Metric("rank1", "rank-1 among originals (mobileface)", "mobileface", True),

@@ -40,10 +40,23 @@ class Line:
     points: Sequence[tuple[float, float]] = ()
     band: Sequence[tuple[float, float, float]] = ()
 
+    def up_to(self, value: float) -> Line:
+        """Without what lies above a value."""
+        return Line(
+            self.name,
+            [p for p in self.best if p[1] <= value],
+            [p for p in self.points if p[1] <= value],
+            [(size, low, min(high, value)) for size, low, high in self.band if low <= value],
+        )
 
-def rate_plot(title: str, lines: Sequence[Line], note: str = "") -> str:
-    """An SVG of values over the logarithm of bytes. Lines without a point are left out."""
-    shown = [line for line in lines if line.best]
+
+def rate_plot(title: str, lines: Sequence[Line], note: str = "", up_to: float = math.inf) -> str:
+    """An SVG of values over the logarithm of bytes.
+
+    Values above `up_to`, and lines without a point, are left out.
+    """
+    shown = [line.up_to(up_to) for line in lines]
+    shown = [line for line in shown if line.best]
     everything = [p for line in shown for p in (*line.best, *line.points)]
     everything += [(b, v) for line in shown for b, *lows in line.band for v in lows]
     everything = [(b, v) for b, v in everything if math.isfinite(v) and b > 0] or [(100, 0.0)]

@@ -117,18 +117,22 @@ def figures(evaluation: Evaluation, anchor: str | None) -> dict[str, Any]:
     }
 
 
-def curve_plot(metric: Metric, summaries: dict[str, Summary], note: str = "") -> str:
-    """SVG of a metric along curves."""
-    lines = [
-        Line(
-            name,
-            front(s.bytes, s.values, metric.higher_is_better),
-            list(zip(s.bytes.tolist(), s.values.tolist(), strict=True)),
-        )
-        for name, s in summaries.items()
-    ]
+def curve_plot(
+    metric: Metric, summaries: dict[str, Summary], note: str = "", bands: bool = False
+) -> str:
+    """SVG of a metric along curves; `bands`: with the 95 % intervals of their best settings."""
+    lines = []
+    for name, summary in summaries.items():
+        best = front(summary.bytes, summary.values, metric.higher_is_better)
+        points = list(zip(summary.bytes.tolist(), summary.values.tolist(), strict=True))
+        band = []
+        for point, replicates in zip(points, summary.replicates, strict=True):
+            low, high = interval(replicates, point[1], metric.kind == "kid")
+            if bands and point in best and math.isfinite(low):
+                band.append((point[0], low, high))
+        lines.append(Line(name, best, points, sorted(band)))
     arrow = "↑" if metric.higher_is_better else "↓"
-    return rate_plot(f"{metric.label} {arrow}", lines, note)
+    return rate_plot(f"{metric.label} {arrow}", lines, note, metric.plot_to)
 
 
 def side_by_side(
@@ -213,8 +217,9 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right
 th:first-child, td:first-child { text-align: left }
 figure { display: inline-block; margin: .3rem; width: 224px; vertical-align: top; font-size: 12px }
 figure img { display: block; width: 224px; height: 224px }
-svg { max-width: 100%; height: auto }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem }
+svg { width: 100%; height: auto }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1rem }
+details { overflow-x: auto }
 """
 
 
@@ -249,8 +254,9 @@ def _page(evaluation: Evaluation, stated: dict[str, Any], pictures: Pictures) ->
         ]
         heads = ["codec", *(f"{b:,} bytes" for b in BUDGETS)]
         out.append(f"<h3>{escape(metric.label)}</h3>{_table(heads, rows)}")
-    out.append("<h2>Settings</h2>")
+    out.append("<h2>Settings</h2><details><summary>Every setting, with 95 % intervals</summary>")
     out.append(_settings_table(evaluation.metrics, stated))
+    out.append("</details>")
     out.append("<h2>Side by side</h2>")
     for name, shown in pictures:
         out.append(f"<h3>{escape(name)}</h3><div>")

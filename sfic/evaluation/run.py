@@ -74,15 +74,19 @@ class Summary:
         return best_at(self.bytes, self.values, budget, self.metric.higher_is_better)
 
     def replicates_at(self, budgets: Sequence[float]) -> Doubles:
-        """`at` for each replicate [B, R]; nan where the curve does not reach down to a budget."""
+        """`at` for each replicate [B, R]; nan where the curve does not reach down to a budget.
+
+        Where it does, but not with the pictures of a replicate, their smallest setting stands in.
+        """
         found = np.full((len(budgets), self.replicates.shape[1]), np.nan)
+        reached = [b for b, budget in enumerate(budgets) if self.at(budget) is not None]
         for r, (sizes, values) in enumerate(
             zip(self.replicate_bytes.T, self.replicates.T, strict=True)
         ):
             best = front(sizes, values, self.metric.higher_is_better)
-            for b, budget in enumerate(budgets):
-                value = along(best, budget)
-                found[b, r] = np.nan if value is None else value
+            for b in reached:
+                value = along(best, budgets[b])
+                found[b, r] = best[0][1] if value is None else value
         return found
 
 
