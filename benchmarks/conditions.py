@@ -54,7 +54,8 @@ REPLICATES = 2000
 def jpeg(crop: Rgb, quality: int = 30) -> Rgb:
     """As a camera's JPEG."""
     _, coded = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    decoded = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def blur(crop: Rgb) -> Rgb:

@@ -66,14 +66,13 @@ def identity_tasks(table: Table, originals: Originals) -> None:
     with (shared_dir() / "data" / "faces" / "lfw256_pairs_dev.csv").open(newline="") as file:
         for pair in csv.DictReader(file):
             a, b = by_name.get(pair["a"]), by_name.get(pair["b"])
-            if a is None or b is None or embeddings[a] is None or embeddings[b] is None:
-                continue
-            pairs.append((a, b, pair["same"] == "1"))
+            if a is not None and b is not None and a in embeddings and b in embeddings:
+                pairs.append((a, b, pair["same"] == "1"))
     if len(pairs) >= 2 * FOLDS:
         same = np.array([p[2] for p in pairs])
         first, second = (np.array([p[i] for p in pairs]) for i in (0, 1))
         rows = [r.fields["path"] for r in basics.rows]
-        scores = np.array([float(embeddings[a] @ embeddings[b]) for a, b, _ in pairs])  # type: ignore[operator]
+        scores = np.array([float(embeddings[a] @ embeddings[b]) for a, b, _ in pairs])
         right = verification(scores, same)
         beside, wanted = {}, None
         if originals.faceres:
@@ -97,18 +96,13 @@ def identity_tasks(table: Table, originals: Originals) -> None:
         table.left_out.append("verification: too few pairs")
     people: dict[str, dict[str, int]] = {}
     for i in basics.of("london1024"):
-        if embeddings[i] is not None:
+        if int(i) in embeddings:
             fields = basics.rows[i].fields
             people.setdefault(fields["id"], {})[fields["expression"]] = int(i)
     both = [p for p in people.values() if {"neutral", "smiling"} <= set(p)]
     if both:
         gallery, probes = (np.array([p[kind] for p in both]) for kind in ("neutral", "smiling"))
-        found = rank1(
-            *(
-                np.stack([embeddings[i] for i in part]).astype(np.float64)  # type: ignore[misc]
-                for part in (gallery, probes)
-            )
-        )
+        found = rank1(*(np.stack([embeddings[i] for i in part]) for part in (gallery, probes)))
         beside = {}
         if originals.faceres:
             paths = [r.fields["path"] for r in basics.rows]
@@ -213,11 +207,11 @@ def geometry_tasks(table: Table, originals: Originals) -> None:
     """68 landmarks against face-api's, and pose against the mesh, both on originals."""
     basics = table.basics
     points = basics.arrays("landmarks")
-    chosen = np.array([i for i in basics.of("celebahq512png") if points[i] is not None], np.int64)
+    chosen = np.array([i for i in basics.of("celebahq512png") if i in points], np.int64)
     rows = [basics.rows[i] for i in chosen]
     if len(chosen):
         truth = np.stack([originals.landmarks[r.fields["path"]] for r in rows])
-        ours = np.stack([points[i] for i in chosen])  # type: ignore[arg-type]
+        ours = np.stack([points[i] for i in chosen])
         error = landmark_error(truth.astype(np.float32), ours.astype(np.float32))
     table.add(
         "landmarks, mean error over eye distance",
@@ -259,7 +253,7 @@ def parsing_task(table: Table) -> None:
     """Face parsing against CelebA-HQ's masks; left out, by name, where the bundle has none."""
     basics = table.basics
     maps = basics.arrays("parsing")
-    chosen = np.array([i for i in basics.of("celebahq512") if maps[i] is not None], np.int64)
+    chosen = np.array([i for i in basics.of("celebahq512") if i in maps], np.int64)
     if not len(chosen):
         table.left_out.append("face parsing: this bundle's heads have no parsing output")
         return
@@ -267,7 +261,7 @@ def parsing_task(table: Table) -> None:
     counts = np.stack(
         [
             confusion(
-                np.asarray(maps[i]),
+                maps[i],
                 np.asarray(Image.open(folder / f"{basics.rows[i].path.stem}.png"), np.uint8),
             )
             for i in chosen

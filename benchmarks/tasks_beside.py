@@ -130,20 +130,16 @@ def vvc_tasks(
     basics: Basics, index: Mapping[str, int], originals: Originals
 ) -> Iterator[tuple[str, bool, list[str], float]]:
     """Name, direction, pictures and our value of each task that VVC's pictures allow."""
-    points, pose = (
-        basics.arrays("landmarks"),
-        [basics.numbers("pose", name) for name in ("yaw", "pitch", "roll")],
-    )
+    points = basics.arrays("landmarks")
+    pose = [basics.numbers("pose", name) for name in ("yaw", "pitch", "roll")]
     age, gender = basics.numbers("age"), basics.numbers("gender")
     path = {name: basics.rows[i].fields["path"] for name, i in index.items()}
     fields = {name: basics.rows[i].fields for name, i in index.items()}
 
-    members = [
-        n for n, i in index.items() if path[n] in originals.landmarks and points[i] is not None
-    ]
+    members = [n for n, i in index.items() if path[n] in originals.landmarks and i in points]
     if members:
         truth = np.stack([originals.landmarks[path[n]] for n in members]).astype(np.float32)
-        ours = np.stack([points[index[n]] for n in members]).astype(np.float32)  # type: ignore[arg-type]
+        ours = np.stack([points[index[n]] for n in members]).astype(np.float32)
         yield "landmarks", False, members, float(landmark_error(truth, ours).mean())
     members = [
         n

@@ -42,10 +42,10 @@ class Basics:
         """One number a picture, from a field by its path; nan where it is not given."""
         return np.array([number(result, path) for result in self.results], np.float64)
 
-    def arrays(self, name: str) -> list[npt.NDArray[Any] | None]:
-        """One array a picture, None where it is not given."""
-        found = [getattr(result, name, None) for result in self.results]
-        return [None if value is None else np.asarray(value) for value in found]
+    def arrays(self, name: str) -> dict[int, npt.NDArray[Any]]:
+        """A field of arrays, by index of the picture, for those that give it."""
+        found = {i: getattr(result, name, None) for i, result in enumerate(self.results)}
+        return {i: np.asarray(value) for i, value in found.items() if value is not None}
 
 
 def number(result: object, path: Sequence[str]) -> float:

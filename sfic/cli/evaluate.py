@@ -101,11 +101,13 @@ def evaluate(
         console.print(
             f"left out: {name}, the judge {judge} is not built (python -m training.convert_judges)",
             style="yellow",
+            soft_wrap=True,
         )
     measured = [curve.name for curve in evaluation.curves]
     for name in names:
         if name not in measured:
-            console.print(f"left out: {name}, no setting under {max_bytes} bytes", style="yellow")
+            words = f"left out: {name}, no setting under {max_bytes} bytes"
+            console.print(words, style="yellow", soft_wrap=True)
     others = [name for name in measured if not name.startswith("sfic")]
     chosen = anchor or ("vvc" if "vvc" in measured else others[0] if others else None)
     written = write_report(
