@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks import conditions, quality, tasks, tasks_beside, tasks_table
 from benchmarks.report import markdown_table, write_markdown, write_result
@@ -290,3 +293,40 @@ def test_bytes_that_vvc_needs() -> None:
     assert stated["age"]["value"] == 2 and 200 < stated["age"]["vvc_bytes_to_match"] < 800
     assert stated["age"]["vvc_at_equal_bytes"] == pytest.approx(8 - 4 * np.log(1.8) / np.log(4))
     assert stated["gender"]["vvc_bytes_to_match"] == 50
+
+
+def test_verification_reads_the_pairs_of_the_data(shared_dir: Path) -> None:
+    with (shared_dir / "data" / "faces" / "lfw256_pairs_dev.csv").open(newline="") as file:
+        pairs = list(csv.DictReader(file))
+    used = [p for same in "10" for p in [q for q in pairs if q["same"] == same][:40]]
+    names = sorted({p[side] for p in used for side in "ab"})
+    people = {name.rsplit("_", 1)[0] for name in names}
+    axes = dict(zip(sorted(people), np.eye(len(people)), strict=True))
+    rows = [row(name, "lfw256") for name in names]
+    results = [SimpleNamespace(embedding=axes[name.rsplit("_", 1)[0]]) for name in names]
+    table = tasks_table.Table(
+        tasks_table.Basics(tuple(rows), np.full(len(rows), 80.0), tuple(results))
+    )
+    theirs = {r.fields["path"]: (np.ones(4), 30.0, 0.5) for r in rows}
+    tasks.identity_tasks(table, tasks_beside.Originals(theirs, {}, {}))
+    (line,) = table.lines
+    assert line.count >= 80 and line.value == 1.0 and line.met is True and line.bytes == 80
+    # A network to which all faces are alike is right on half of the pairs.
+    assert 0.3 < line.beside["faceres on originals"] < 0.7
+
+
+def test_parsing_is_judged_by_the_masks_of_the_data(shared_dir: Path) -> None:
+    mask = next((shared_dir / "data" / "faces" / "celebahq512_masks").glob("*.png"))
+    truth = np.asarray(Image.open(mask), np.uint8)
+    told = truth[4::8, 4::8]  # [64, 64]
+    basics = tasks_table.Basics(
+        (row(mask.stem + ".jpg", "celebahq512"),), np.array([99.0]),
+        (SimpleNamespace(parsing=told),),
+    )
+    table = tasks_table.Table(basics)
+    tasks.parsing_task(table)
+    classes, skin = table.lines
+    assert classes.value > 0.85 and skin.value > 0.95 and classes.met and skin.met
+    blank = tasks_table.Table(replace(basics, results=(SimpleNamespace(parsing=0 * told),)))
+    tasks.parsing_task(blank)
+    assert blank.lines[0].value < 0.2 and blank.lines[0].met is False
