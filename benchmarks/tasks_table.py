@@ -182,8 +182,8 @@ def confusion(found: npt.NDArray[Any], truth: npt.NDArray[np.uint8]) -> Indexes:
     [19, S, S]."""
     labels = found.argmax(axis=0) if found.ndim == 3 else found
     side = labels.shape[0]
-    at = np.asarray(cv2.resize(truth, (side, side), interpolation=cv2.INTER_NEAREST_EXACT), np.int64)
-    pairs = CLASSES * at.ravel() + labels.astype(np.int64).ravel()
+    at = cv2.resize(truth, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)  # cells' middles
+    pairs = CLASSES * at.ravel().astype(np.int64) + labels.astype(np.int64).ravel()
     return np.bincount(pairs, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
 
 

@@ -25,7 +25,7 @@ from sfic.evaluation.codecs import Coder, scale
 from sfic.evaluation.curves import bd_rate, front, interval
 from sfic.evaluation.metrics import METRICS, Metric
 from sfic.evaluation.plots import Line, rate_plot
-from sfic.evaluation.run import Curve, Evaluation, Summary
+from sfic.evaluation.run import Evaluation, Summary
 
 __all__ = ["BUDGETS", "curve_plot", "figures", "side_by_side", "write_report"]
 
@@ -138,18 +138,20 @@ def curve_plot(
 def side_by_side(
     evaluation: Evaluation, coders: Sequence[Coder], budget: int, count: int
 ) -> Pictures:
-    """The first `count` faces through each codec, at its setting nearest below `budget` bytes.
+    """The first `count` faces through each codec, at its best setting within `budget` bytes.
 
-    For each face a caption and captioned pictures, the original first. A codec whose smallest
-    setting is larger shows that one.
+    Best by the evaluation's first metric. For each face a caption and captioned pictures, the
+    original first. A codec whose smallest setting is larger shows that one.
     """
     by_name = {coder.name: coder for coder in coders}
+    summaries = evaluation.summaries(evaluation.metrics[0].name)
+    chosen = {name: _best_setting(summary, budget) for name, summary in summaries.items()}
     rows: Pictures = []
     for p, face in enumerate(evaluation.faces[:count]):
         crop, _ = face.sample.read()
         shown = [("original", crop)]
         for curve in evaluation.curves:
-            s = _nearest(curve, budget)
+            s = chosen[curve.name]
             coded = by_name[curve.name].code(face.sample, crop, curve.settings[s])
             said = curve.results[s][p].judged.values.get("identity")
             identity = "" if said is None else f", identity {said:.2f}"
@@ -159,13 +161,11 @@ def side_by_side(
     return rows
 
 
-def _nearest(curve: Curve, budget: int) -> int:
-    means = curve.sizes.mean(axis=1)
-    return int(
-        np.where(means <= budget, means, -np.inf).argmax()
-        if (means <= budget).any()
-        else means.argmin()
-    )
+def _best_setting(summary: Summary, budget: float) -> int:
+    values = summary.values if summary.metric.higher_is_better else -summary.values
+    fits = summary.bytes <= budget
+    best = np.where(fits, values, -np.inf).argmax() if fits.any() else summary.bytes.argmin()
+    return int(best)
 
 
 def _write_csv(evaluation: Evaluation, path: Path) -> None:
@@ -246,12 +246,16 @@ def _page(evaluation: Evaluation, stated: dict[str, Any], pictures: Pictures) ->
     out.append("</div>")
     if stated["anchor"] is not None:
         out.append(_bd_table(evaluation.metrics, stated))
-    out.append("<h2>At equal bytes</h2>")
+    out.append("<h2>At equal bytes</h2><p>In brackets: the bytes at which a curve ends.</p>")
     for metric in evaluation.metrics:
-        rows = [
-            [c["codec"], *(_cell(c["at_bytes"][metric.name][str(b)], metric) for b in BUDGETS)]
-            for c in stated["curves"]
-        ]
+        rows = []
+        for curve in stated["curves"]:
+            largest = max(setting["bytes"] for setting in curve["settings"])
+            cells = [curve["codec"]]
+            for budget in BUDGETS:
+                value = _cell(curve["at_bytes"][metric.name][str(budget)], metric)
+                cells.append(value if budget <= largest else f"{value} ({largest:.0f})")
+            rows.append(cells)
         heads = ["codec", *(f"{b:,} bytes" for b in BUDGETS)]
         out.append(f"<h3>{escape(metric.label)}</h3>{_table(heads, rows)}")
     out.append("<h2>Settings</h2><details><summary>Every setting, with 95 % intervals</summary>")
