@@ -34,10 +34,10 @@ from sfic.evaluation.codecs import (
 )
 from sfic.evaluation.dataset import Sample, aligned_samples, detected_samples, picture_files
 from sfic.evaluation.judges import Judges, kid, psnr256
-from sfic.evaluation.metrics import Examiner, Judged, SetOfFaces
+from sfic.evaluation.metrics import METRICS, Examiner, Judged, SetOfFaces
 from sfic.evaluation.plots import Line, byte_ticks, nice_ticks, rate_plot
 from sfic.evaluation.report import figures, side_by_side, write_report
-from sfic.evaluation.run import Evaluation, evaluate
+from sfic.evaluation.run import Evaluation, Summary, evaluate
 from sfic.evaluation.store import Store
 from sfic.evaluation.vvc import VvcEncoder, VvcStreams, vvc_picture_bytes
 
@@ -550,6 +550,14 @@ def test_the_command_writes_a_report(
     stated = json.loads((out / "results.json").read_text())
     assert stated["anchor"] == "jpeg" and stated["pictures"] == 3
     assert str(faces) not in (out / "results.json").read_text()
+
+
+def test_replicates_that_are_no_numbers_give_none() -> None:
+    nothing, sizes = np.full((2, 3), np.nan), np.array([[50.0] * 3, [400.0] * 3])
+    summary = Summary(
+        METRICS["kid"], np.array([50.0, 400.0]), np.array([0.2, 0.1]), sizes, nothing
+    )
+    assert summary.at(400) == 0.1 and np.isnan(summary.replicates_at([400])).all()
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Summary:
             zip(self.replicate_bytes.T, self.replicates.T, strict=True)
         ):
             best = front(sizes, values, self.metric.higher_is_better)
-            for b in reached:
+            for b in reached if best else ():
                 value = along(best, budgets[b])
                 found[b, r] = best[0][1] if value is None else value
         return found
