@@ -1,6 +1,7 @@
 """`python -m benchmarks`: all of it, one by one, so that nothing is measured beside another.
 
-Quality needs the face sets (`SFIC_SHARED`) and is left out, with a word, where they are not.
+Quality, conditions and tasks need the face sets (`SFIC_SHARED`) and are left out, with a word,
+where they are not.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ def main() -> int:
     """Run every benchmark; the exit status of the first that fails."""
     commands = [["benchmarks.speed", "--threads", "1"], ["benchmarks.speed", "--threads", "2"]]
     if (shared_dir() / "data" / "faces" / "index.csv").is_file():
-        commands += [["benchmarks.quality"]]
+        commands += [["benchmarks.quality"], ["benchmarks.conditions"], ["benchmarks.tasks"]]
     else:
-        print("no face sets: quality is not measured", file=sys.stderr)
+        print("no face sets: quality, conditions and tasks are not measured", file=sys.stderr)
     for command in commands:
         print(f"== python -m {' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, "-m", *command], check=False)

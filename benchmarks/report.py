@@ -7,13 +7,24 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "constriction",
-            "pillow", "av", "openvino", "torch")
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "figures"
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "opencv-python-headless",
+    "constriction",
+    "pillow",
+    "av",
+    "openvino",
+    "torch",
+)
 
 
 def processor() -> str:
@@ -36,14 +47,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_result(name: str, figures: dict[str, Any]) -> Path:
-    """Write `results/NAME.json`; returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    # Folders of the machine are nobody else's business.
+def command() -> str:
+    """The command that is running. Folders of the machine are nobody else's business."""
     words = ["DIR" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python -m benchmarks." + Path(sys.argv[0]).stem, *words])
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_markdown(path: Path, title: str, parts: Sequence[str]) -> Path:
+    """Write a page for the docs: `parts`, and the command that printed them; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = f"Printed by `{command()}`, {time.strftime('%Y-%m-%d')}."
+    path.write_text("\n\n".join([f"# {title}", made, *parts]) + "\n", encoding="utf-8")
+    return path
+
+
+def write_result(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write `NAME.json` into a folder, by default `results/`; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     stated = {
-        "command": " ".join(["python -m benchmarks." + Path(sys.argv[0]).stem, *words]),
+        "command": command(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": versions(),

@@ -27,7 +27,8 @@ from sfic.locations import demo_photograph
 from sfic.processes import free_address
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("encode", "decode", "info", "analyze", "serve", "camera", "reconstruct", "demo")
+COMMANDS = ("encode", "decode", "info", "analyze", "serve", "camera", "reconstruct", "demo",
+            "eval")
 README_PORTS = (50051, 50052, 50053, 9101, 9102, 9103)
 
 

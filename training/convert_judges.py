@@ -102,17 +102,23 @@ class VggDistance(nn.Module):
         self.register_buffer("mean", torch.tensor(self.MEAN_BGR).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        x = torch.cat((_nchw(a), _nchw(b))).flip(1) - self.mean  # [2 N, 3, S, S] BGR
-        total = torch.zeros(a.shape[0])
+    def taps(self, pictures: Tensor) -> list[Tensor]:
+        """The five feature maps of uint8 [N, S, S, 3], unit length over channels."""
+        x = _nchw(pictures).flip(1) - self.mean  # [N, 3, S, S] BGR
+        maps = []
         for i, block in enumerate(self.blocks):
             if i:
                 x = F.max_pool2d(x, 2)
             assert isinstance(block, nn.ModuleList)
             for conv in block:
                 x = F.relu(conv(x))
-            unit = x / (x.norm(dim=1, keepdim=True) + 1e-10)
-            first, second = unit.chunk(2)
+            maps.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
+        return maps
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distances [N] of `b` [N, S, S, 3] from `a`, as many or one for all."""
+        total = torch.zeros(b.shape[0])
+        for first, second in zip(self.taps(a), self.taps(b), strict=True):
             total = total + (first - second).square().sum(1).mean((1, 2))
         return total
 
@@ -140,7 +146,8 @@ def export(net: nn.Module, path: Path, size: int, inputs: Sequence[str], output:
         str(path),
         input_names=list(inputs),
         output_names=[output],
-        dynamic_axes={name: {0: "N"} for name in (*inputs, output)},
+        # Only the first of two may be one picture that all others are compared with.
+        dynamic_axes={name: {0: "M" if name == "a" else "N"} for name in (*inputs, output)},
         opset_version=OPSET,
         dynamo=False,
     )

@@ -1,4 +1,6 @@
-"""Measuring the codec: judges that no loss has seen, and the anchor to beat.
+"""Measuring codecs: faces through them, before judges that no loss has seen, as a report.
+
+    dataset -> codecs, vvc -> judges, metrics -> run (kept by store) -> curves -> report, plots
 
 Nothing here is needed to encode or decode.
 """

@@ -1,58 +1,34 @@
-"""The anchor: VVC that may downscale, at its best setting for the bytes.
+"""The anchor: VVC that may downscale, from bitstreams that are there or from `vvencapp`.
 
-Belongs here: reading the VVC bitstreams of the dev pictures, judging them, and the best value of a
-measure at a number of bytes. Not here: the judges themselves, other codecs, plots.
+Belongs here: VVC as a codec of the evaluation. Not here: other codecs (`sfic.evaluation.codecs`),
+the best of its settings at a number of bytes (`sfic.evaluation.curves`).
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import math
-from collections.abc import Iterable, Mapping
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Final
 
 import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sfic.errors import InvalidInput
-from sfic.evaluation.judges import WORKING_SIZE, Judges
+from sfic.errors import InvalidInput, MissingExtra
+from sfic.evaluation.codecs import Coded, Setting, nal_units, scale
+from sfic.evaluation.dataset import Sample
+from sfic.evaluation.judges import WORKING_SIZE
 
-__all__ = [
-    "HIGHER_IS_BETTER",
-    "MEASURES",
-    "Point",
-    "Stream",
-    "best_at",
-    "decode",
-    "judge",
-    "read_judged",
-    "read_streams",
-]
+__all__ = ["Stream", "VvcEncoder", "VvcStreams", "decode", "read_streams", "vvc_picture_bytes"]
 
-# Measures of a point, and how pictures are summed up: as in the shared table, all are means but the
-# landmark error, which is a median.
-HIGHER_IS_BETTER = {
-    "identity": True,
-    "identity_dlib": True,
-    "vgg": False,
-    "landmarks": False,
-    "found": True,
-    "psnr": True,
-}
-MEASURES = tuple(HIGHER_IS_BETTER)
-# The measures' names in `dev_judged.json`.
-_JUDGED_NAMES = {
-    "identity": "id",
-    "identity_dlib": "id_dlib",
-    "vgg": "vgg",
-    "landmarks": "lm",
-    "found": "found",
-    "psnr": "psnr",
-}
+Rgb = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -65,16 +41,6 @@ class Stream:
     path: Path
     bytes_total: int
     bytes_vcl: int
-
-
-@dataclass(frozen=True)
-class Point:
-    """One setting over a set of pictures: mean bytes (VCL), and the value of each measure."""
-
-    size: int
-    qp: int
-    bytes: float
-    values: Mapping[str, float]
 
 
 def read_streams(folder: Path) -> list[Stream]:
@@ -96,83 +62,99 @@ def read_streams(folder: Path) -> list[Stream]:
         ]
 
 
-def decode(stream: Stream, size: int = WORKING_SIZE) -> NDArray[np.uint8]:
-    """Decoded RGB uint8 [size, size, 3], scaled up bicubically."""
+def decode(path: Path, size: int = WORKING_SIZE) -> Rgb:
+    """A bitstream's picture, RGB uint8 [size, size, 3], scaled up bicubically."""
     try:
-        with av.open(str(stream.path), format="vvc") as container:
+        with av.open(str(path), format="vvc") as container:
             frame = next(container.decode(video=0))
             rgb = frame.to_ndarray(format="rgb24")
     except (av.FFmpegError, OSError, StopIteration) as error:
-        raise InvalidInput(f"cannot decode {stream.path.name}: {error}") from error
-    scaled = cv2.resize(rgb, (size, size), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(scaled, dtype=np.uint8)
+        raise InvalidInput(f"cannot decode {path.name}: {error}") from error
+    return scale(np.asarray(rgb, np.uint8), size)
 
 
-def judge(
-    streams: Iterable[Stream], references: Mapping[str, NDArray[np.uint8]], judges: Judges
-) -> Point:
-    """Judge one setting: `streams` of the same size and QP; `references` by image name, 512 px."""
-    chosen = list(streams)
-    if len({(s.size, s.qp) for s in chosen}) != 1:
-        raise InvalidInput("a point needs streams of one size and one QP")
-    reference = np.stack([references[s.image] for s in chosen])
-    result = judges.compare(reference, np.stack([decode(s) for s in chosen]))
-    values = {name: float(np.mean(getattr(result, name))) for name in MEASURES}
-    values["landmarks"] = float(np.median(result.landmarks))
-    mean_bytes = float(np.mean([s.bytes_vcl for s in chosen]))
-    return Point(chosen[0].size, chosen[0].qp, mean_bytes, values)
+def vvc_picture_bytes(data: bytes) -> int:
+    """Bytes of the slices (NAL unit types 0 to 11 of H.266, table 5) of an Annex B stream."""
+    return sum(len(unit) for unit in nal_units(data) if unit[1] >> 3 < 12)
 
 
-def read_judged(folder: Path, images: Iterable[str] | None = None) -> list[Point]:
-    """Points from `dev_judged.json`, the figures that came with the streams, over `images`.
+class VvcStreams:
+    """VVC from bitstreams in a folder with an index `dev.csv`; pictures are known by file name."""
 
-    By default over all images of a setting. Settings that lack one of the images are left out: a
-    mean over the small ones alone would flatter them. The landmark error is a median.
-    """
-    file = folder / "dev_judged.json"
-    if not file.is_file():
-        raise InvalidInput(f"no judged VVC points at {file}")
-    rows = json.loads(file.read_text())
-    wanted = set(images) if images is not None else {row["image"] for row in rows}
-    settings: dict[tuple[int, int], list[dict[str, float]]] = {}
-    for row in rows:
-        if row["image"] in wanted:
-            settings.setdefault((int(row["size"]), int(row["qp"])), []).append(row)
-    points = []
-    for (size, qp), chosen in sorted(settings.items()):
-        if len(chosen) != len(wanted):
-            continue
-        values = {
-            name: float(np.mean([row[theirs] for row in chosen]))
-            for name, theirs in _JUDGED_NAMES.items()
-        }
-        values["landmarks"] = float(np.median([row["lm"] for row in chosen]))
-        mean_bytes = float(np.mean([float(row["bytes_vcl"]) for row in chosen]))
-        points.append(Point(size, qp, mean_bytes, values))
-    return points
+    name = "vvc"
+    sweeps = True
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InvalidInput when there is no index."""
+        streams = read_streams(folder)
+        self._streams = {(s.image, s.size, s.qp): s for s in streams}
+        index = (folder / "dev.csv").read_bytes()
+        self.key = f"vvc streams {hashlib.sha256(index).hexdigest()[:16]}"
+        self.images = frozenset(s.image for s in streams)
+        # A setting that lacks a picture would be a mean over others.
+        counts: dict[tuple[int, int], int] = {}
+        for s in streams:
+            counts[s.size, s.qp] = counts.get((s.size, s.qp), 0) + 1
+        self._whole = sorted(
+            (key for key, count in counts.items() if count == len(self.images)),
+            key=lambda key: (key[0], -key[1]),
+        )
+
+    def settings(self) -> list[list[Setting]]:
+        """Those that have every picture, a sequence for each size."""
+        return [
+            [Setting(size, qp, f"{size} px, QP {qp}") for size, qp in group]
+            for _, group in groupby(self._whole, key=lambda key: key[0])
+        ]
+
+    def code(self, sample: Sample, crop: Rgb, setting: Setting) -> Coded:
+        """Decode the stream of the sample's file. InvalidInput when there is none."""
+        stream = self._streams.get((sample.path.name, setting.size, setting.quality))
+        if stream is None:
+            raise InvalidInput(f"there is no VVC stream of {sample.path.name}, {setting.label}")
+        return Coded(stream.bytes_vcl, stream.bytes_total, decode(stream.path))
 
 
-def best_at(points: Iterable[Point], measure: str, budget: float) -> float | None:
-    """The best value of `measure` that VVC reaches with `budget` bytes on average.
+class VvcEncoder:
+    """VVC by `vvencapp` (vvenc, preset slower), one frame, 4:2:0, constant QP."""
 
-    Of the points that fit the budget the best, or what lies on the line (over the logarithm of
-    bytes, which favours VVC) from it to the next better point that no longer fits. None if even the
-    smallest point is larger than the budget.
-    """
-    if measure not in HIGHER_IS_BETTER:
-        raise InvalidInput(f"no measure {measure}: one of {', '.join(MEASURES)}")
-    sign = 1.0 if HIGHER_IS_BETTER[measure] else -1.0
-    front: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p.bytes, -sign * p.values[measure])):
-        value = sign * point.values[measure]
-        if not front or value > front[-1][1]:
-            front.append((point.bytes, value))
-    below = [f for f in front if f[0] <= budget]
-    if not below:
-        return None
-    low = below[-1]
-    if len(below) == len(front):
-        return sign * low[1]
-    high = front[len(below)]
-    share = math.log(budget / low[0]) / math.log(high[0] / low[0])
-    return sign * (low[1] + share * (high[1] - low[1]))
+    name = "vvc"
+    sweeps = True
+    SIZES: Final = (64, 128, 256, 512)
+    QPS: Final = (63, 57, 52, 47, 42, 37, 32, 27, 22)
+    _PRESET: Final = "slower"
+
+    def __init__(self, sizes: Sequence[int] = SIZES, qualities: Sequence[int] = QPS) -> None:
+        """Raises MissingExtra when `vvencapp` is not on PATH."""
+        found = shutil.which("vvencapp")
+        if found is None:
+            raise MissingExtra(
+                "vvencapp is not on PATH: install vvenc, or give bitstreams with vvc:streams=DIR"
+            )
+        self._program = found
+        self._sizes, self._qps = sizes, sorted(qualities, reverse=True)
+        stated = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
+        self.key = f"vvc {self._PRESET} {' '.join((stated.stdout + stated.stderr).split())[:80]}"
+
+    def settings(self) -> list[list[Setting]]:
+        """A sequence for each size."""
+        return [[Setting(s, q, f"{s} px, QP {q}") for q in self._qps] for s in self._sizes]
+
+    def code(self, sample: Sample, crop: Rgb, setting: Setting) -> Coded:
+        """Through files in a temporary folder. InvalidInput with the encoder's last line if it
+        fails."""
+        side = setting.size
+        frame = av.VideoFrame.from_ndarray(scale(crop, side), format="rgb24")
+        planes = frame.reformat(format="yuv420p").to_ndarray()
+        with tempfile.TemporaryDirectory(prefix="sfic-vvc-") as folder:
+            raw, coded = Path(folder) / "in.yuv", Path(folder) / "out.266"
+            raw.write_bytes(planes.tobytes())
+            command = [self._program, "--preset", self._PRESET, "-i", str(raw)]
+            command += ["-s", f"{side}x{side}", "-r", "1", "--format", "yuv420"]
+            command += ["--qp", str(setting.quality), "--qpa", "0", "-o", str(coded)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode or not coded.is_file():
+                last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+                raise InvalidInput(f"vvencapp failed on {sample.name}: {' '.join(last)}")
+            data = coded.read_bytes()
+            return Coded(vvc_picture_bytes(data), len(data), decode(coded))
