@@ -55,7 +55,7 @@ def read_parsing(path: Path, size: int = PARSING_SIZE) -> npt.NDArray[np.uint8]:
     colours = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if colours is None:
         raise FileNotFoundError(path)
-    small = cv2.resize(colours, (size, size), interpolation=cv2.INTER_NEAREST)[..., ::-1]
+    small = cv2.resize(colours, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)[..., ::-1]
     distance = np.abs(small[:, :, None].astype(np.int64) - PALETTE).sum(axis=3)
     return np.asarray(distance.argmin(axis=2), np.uint8)
 
