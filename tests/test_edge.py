@@ -464,8 +464,9 @@ async def test_a_client_that_leaves_costs_nothing(tmp_path: Path) -> None:
         assert await send_frames(server.address, [frame(0)])
 
 
-async def test_health_and_reflection_name_the_three_services(tmp_path: Path) -> None:
-    names = ("sfic.v1.EdgeIngest", "sfic.v1.BasicLayerFeed", "sfic.v1.LayerStore")
+async def test_health_and_reflection_name_the_services(tmp_path: Path) -> None:
+    services = ("EdgeIngest", "BasicLayerFeed", "LayerStore", "EdgeControl")
+    names = [f"sfic.v1.{service}" for service in services]
     async with running_edge(tmp_path) as server, channel_to(server) as channel:
         for name in names:
             answer = await health_pb2_grpc.HealthStub(channel).Check(

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfic.cli.files import LayerName, Provider, Size
 from sfic.cli.security import CaFile, IdentityPrefix, TokenFile, identity_of
 from sfic.errors import InvalidInput, NoFaceFound, SficError
+
+if TYPE_CHECKING:
+    from sfic.service.settings import ServiceSettings
 
 __all__ = ["add_to"]
 
@@ -82,7 +85,6 @@ def _serve_all(config: Path | None) -> None:
     from cloud_decoder.settings import DecoderSettings
     from edge_encoder.settings import EdgeSettings
     from sfic.processes import ServiceGroup
-    from sfic.service.settings import ServiceSettings
 
     kinds: dict[str, type[ServiceSettings]] = {
         "edge": EdgeSettings,
@@ -99,6 +101,7 @@ def _serve_all(config: Path | None) -> None:
             for name, each in settings.items():
                 group.start(name, each.listen, arguments, identity=each.own_identity())
             group.wait_ready(120.0, lambda name: typer.echo(f"{name}: {settings[name].listen}"))
+            _grant_to_ourselves(settings["edge"])
             typer.echo("all three services take calls; Ctrl-C stops them")
             group.wait_for_any()
         except _Stopped:
@@ -107,6 +110,25 @@ def _serve_all(config: Path | None) -> None:
             # Children in our process group get Ctrl-C too; a second one must not cut us short.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             group.stop(grace)
+
+
+def _grant_to_ourselves(edge: ServiceSettings) -> None:
+    """Let the decoder beside an edge that knows no callers see its faces, and say so."""
+    import asyncio
+
+    if edge.knows_callers:
+        typer.echo("no grant made: decoders see higher layers when sfic grant says so")
+        return
+    from sfic.grants import grant_all_faces
+
+    hours = 24.0 * 30
+    grant = asyncio.run(
+        grant_all_faces(edge.listen, "sfic serve all on one machine", hours, edge.own_identity())
+    )
+    typer.echo(
+        f"granted: the decoder sees every face for {hours / 24:g} days"
+        f" (end it: sfic grant --revoke {grant.grant_id})"
+    )
 
 
 class _Stopped(Exception):

@@ -31,12 +31,21 @@ _ANALYTICS: Final = frozenset[Role]({"analytics", "admin"})
 _DECODER: Final = frozenset[Role]({"decoder", "admin"})
 _OPERATOR: Final = frozenset[Role]({"operator", "admin"})
 _RESULTS: Final = frozenset[Role]({"analytics", "operator", "admin"})
+_FOLLOWERS: Final = frozenset[Role]({"analytics", "decoder", "admin"})
+_ADMIN: Final = frozenset[Role]({"admin"})
 _EVERYONE: Final = frozenset[Role](ROLES)
 
 ACCESS: Final[Mapping[str, frozenset[Role]]] = {
     "/sfic.v1.EdgeIngest/StreamFrames": _CAMERA,
     "/sfic.v1.BasicLayerFeed/Subscribe": _ANALYTICS,
     "/sfic.v1.LayerStore/FetchLayers": _DECODER,
+    "/sfic.v1.LayerStore/FetchKeys": _DECODER,
+    "/sfic.v1.EdgeControl/CreateGrant": _OPERATOR,
+    "/sfic.v1.EdgeControl/ListGrants": _OPERATOR,
+    "/sfic.v1.EdgeControl/RevokeGrant": _OPERATOR,
+    "/sfic.v1.EdgeControl/Forget": _ADMIN,
+    "/sfic.v1.EdgeControl/FollowForgotten": _FOLLOWERS,
+    "/sfic.v1.EdgeControl/ReadAudit": _ADMIN,
     "/sfic.v1.Analytics/SubscribeResults": _RESULTS,
     "/sfic.v1.Analytics/SearchFaces": _OPERATOR,
     "/sfic.v1.CloudDecoder/Reconstruct": _OPERATOR,
