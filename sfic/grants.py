@@ -1,4 +1,4 @@
-"""Asking an edge for a grant, as the command line, `serve all` and the demo do.
+"""Asking an edge for grants, as the command line, `serve all` and the demo do.
 
 What a grant means and who may make one is the edge's business.
 """
@@ -13,7 +13,7 @@ from sfic.service.client import open_channel, sfic_errors
 from sfic.service.identity import Identity
 from sfic.v1 import control_pb2, control_pb2_grpc
 
-__all__ = ["create_grant", "grant_all_faces", "timestamp"]
+__all__ = ["create_grant", "grant_all_faces", "list_grants", "revoke_grant", "timestamp"]
 
 
 async def create_grant(
@@ -25,6 +25,25 @@ async def create_grant(
         with sfic_errors(f"edge at {edge}"):
             stub = control_pb2_grpc.EdgeControlStub(channel)
             answer: control_pb2.CreateGrantResponse = await stub.CreateGrant(request)
+    return answer.grant
+
+
+async def list_grants(edge: str, identity: Identity) -> list[control_pb2.Grant]:
+    """The grants that hold, newest first."""
+    async with open_channel(edge, identity=identity) as channel:
+        with sfic_errors(f"edge at {edge}"):
+            stub = control_pb2_grpc.EdgeControlStub(channel)
+            answer = await stub.ListGrants(control_pb2.ListGrantsRequest())
+    return list(answer.grants)
+
+
+async def revoke_grant(edge: str, identity: Identity, grant_id: str) -> control_pb2.Grant:
+    """End a grant now."""
+    request = control_pb2.RevokeGrantRequest(grant_id=grant_id)
+    async with open_channel(edge, identity=identity) as channel:
+        with sfic_errors(f"edge at {edge}"):
+            stub = control_pb2_grpc.EdgeControlStub(channel)
+            answer: control_pb2.RevokeGrantResponse = await stub.RevokeGrant(request)
     return answer.grant
 
 

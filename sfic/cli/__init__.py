@@ -2,7 +2,8 @@
 
 What belongs here: putting the commands together. Each command is in the module of its kind:
 `files` (encode, decode, info, analyze), `services` (serve, camera, reconstruct, demo), `security`
-(certs, token). What a command needs is imported inside it, so that `sfic --help` stays quick.
+(certs, token, grant, forget, audit). What a command needs is imported inside it, so that
+`sfic --help` stays quick.
 """
 
 from __future__ import annotations
