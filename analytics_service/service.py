@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -28,8 +29,9 @@ from analytics_service.store import ResultStore, Retention
 from analytics_service.subscriber import Arrival, EdgeFeed, Worker
 from sfic.codec import Codec
 from sfic.errors import BundleMismatch, FaceNotKept, InvalidInput, StorageError
+from sfic.forgetting import follow_forgotten
 from sfic.service.server import serve
-from sfic.v1 import analytics_pb2, analytics_pb2_grpc, edge_pb2
+from sfic.v1 import analytics_pb2, analytics_pb2_grpc, control_pb2, edge_pb2
 
 __all__ = ["AnalyticsService", "run"]
 
@@ -86,10 +88,12 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
             feed = EdgeFeed(
                 edge,
                 await store.edge_cursor(edge),
+                await store.edge_log(edge),
                 request,
                 self._queue,
                 self._metrics,
                 settings.reconnect_seconds,
+                settings.edge_identity(),
             )
             self._keep_running(feed.run())
         worker = Worker(
@@ -102,6 +106,16 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
             self._kept,
         )
         self._keep_running(worker.run())
+        for edge in settings.edges:
+            self._keep_running(
+                follow_forgotten(
+                    edge,
+                    settings.edge_identity(),
+                    await store.forget_place(edge),
+                    functools.partial(self._forget, worker, edge),
+                    settings.reconnect_seconds,
+                )
+            )
         self._keep_running(self._prune_for_ever())
 
     async def drain(self) -> None:
@@ -222,6 +236,16 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         if new:
             self._add_to_index(new)
             self._announcer.announce(new[-1].cursor)
+
+    async def _forget(
+        self, worker: Worker, edge: str, order: control_pb2.FollowForgottenResponse
+    ) -> None:
+        """Carries out an edge's order to forget: what is under way, kept, and searchable."""
+        worker.forget(edge, order)
+        gone = await self._store.forget(edge, order)
+        await asyncio.to_thread(self._index.remove, gone)
+        self._show_index()
+        log.info("results forgotten", edge=edge, order=order.cursor, results=len(gone))
 
     async def _prune(self) -> None:
         settings = self.settings

@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analytics_service.records import StoredResult
+from sfic.forgetting import is_meant
 from sfic.service.sqlite import Database
+from sfic.v1 import analytics_pb2, control_pb2
 
 __all__ = ["FailedFace", "ResultStore", "Retention"]
 
@@ -40,6 +42,11 @@ _MIGRATIONS = (
         edge TEXT PRIMARY KEY,
         cursor INTEGER NOT NULL
     );
+    """,
+    """
+    ALTER TABLE feeds ADD COLUMN log_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE feeds ADD COLUMN forget_cursor INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE feeds ADD COLUMN forget_log_id TEXT NOT NULL DEFAULT '';
     """,
 )
 
@@ -86,11 +93,12 @@ class ResultStore:
         results: Sequence[StoredResult],
         failures: Sequence[FailedFace],
         cursors: Mapping[str, int],
+        logs: Mapping[str, str] | None = None,
     ) -> list[StoredResult]:
         """Keeps it all or nothing, and moves the cursor of each edge in the same transaction.
 
         Returns the results that are new, with their cursors, in the order given; results of faces
-        already known are left out.
+        already known are left out. `logs` names the logs of the edges that the cursors are of.
         """
 
         def work(connection: sqlite3.Connection) -> list[StoredResult]:
@@ -117,6 +125,9 @@ class ResultStore:
                 " ON CONFLICT (edge) DO UPDATE SET cursor = excluded.cursor",
                 cursors.items(),
             )
+            connection.executemany(
+                "UPDATE feeds SET log_id = ?2 WHERE edge = ?1", (logs or {}).items()
+            )
             return new
 
         return await self._database.write(work)
@@ -127,6 +138,59 @@ class ResultStore:
             lambda c: c.execute("SELECT cursor FROM feeds WHERE edge = ?", (edge,)).fetchone()
         )
         return int(row[0]) if row else 0
+
+    async def edge_log(self, edge: str) -> str:
+        """The name of the log that the edge's cursor is of; empty: not known."""
+        row = await self._database.read(
+            lambda c: c.execute("SELECT log_id FROM feeds WHERE edge = ?", (edge,)).fetchone()
+        )
+        return str(row[0]) if row else ""
+
+    async def forget_place(self, edge: str) -> tuple[int, str]:
+        """Cursor and log of the last order to forget that was carried out; 0 and "": none."""
+        row = await self._database.read(
+            lambda c: c.execute(
+                "SELECT forget_cursor, forget_log_id FROM feeds WHERE edge = ?", (edge,)
+            ).fetchone()
+        )
+        return (int(row[0]), str(row[1])) if row else (0, "")
+
+    async def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> list[int]:
+        """Deletes what an edge's order to forget means; returns the cursors of the results.
+
+        What was deleted is overwritten in the database's files when this returns.
+        """
+        named = set(order.scope.face_ids)
+
+        def work(connection: sqlite3.Connection) -> list[int]:
+            if named:
+                marks = ", ".join("?" * len(named))
+                rows = connection.execute(
+                    f"SELECT cursor, face_id, analysis FROM results WHERE face_id IN ({marks})",
+                    list(named),
+                )
+            else:
+                rows = connection.execute("SELECT cursor, face_id, analysis FROM results")
+            gone = []
+            for cursor, face_id, analysis in rows:
+                face = analytics_pb2.FaceAnalysis.FromString(analysis).face
+                if is_meant(order, face):
+                    gone.append((cursor, face_id))
+            connection.executemany("DELETE FROM results WHERE cursor = ?", [(c,) for c, _ in gone])
+            connection.executemany(
+                "DELETE FROM failures WHERE face_id = ?", [(face_id,) for face_id in named]
+            )
+            connection.execute(
+                "INSERT INTO feeds (edge, cursor, forget_cursor, forget_log_id)"
+                " VALUES (?, 0, ?, ?) ON CONFLICT (edge) DO UPDATE SET"
+                " forget_cursor = excluded.forget_cursor, forget_log_id = excluded.forget_log_id",
+                (edge, order.cursor, order.log_id),
+            )
+            return [cursor for cursor, _ in gone]
+
+        gone = await self._database.write(work)
+        await self._database.scrub()
+        return gone
 
     async def newest_cursor(self) -> int:
         """The highest cursor ever given, also when that result is gone; 0 before the first."""

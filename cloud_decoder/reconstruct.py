@@ -22,19 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_decoder.cache import CachedFace
-from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerSource
+from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerKeys, LayerSource
 from cloud_decoder.metrics import DecoderMetrics
 from sfic.alignment import Placement, paste_back
 from sfic.codec import Codec
-from sfic.errors import BundleMismatch, InvalidInput, SficError
+from sfic.errors import AccessDenied, BundleMismatch, InvalidInput, SficError
 from sfic.face import EncodedFace
 from sfic.layers import as_layer, up_to
 from sfic.pictures import PictureLimits, read_picture
+from sfic.sealing import TAG_BYTES
 from sfic.v1 import common_pb2, decoder_pb2
 
 __all__ = ["Painter", "Wanted", "read_request", "reconstruct"]
 
 MAX_PURPOSE = 200
+MAX_ON_BEHALF_OF = 100
 MAX_FACE_ID = 64
 _LEVELS = {number: name for name, number in LAYER_NUMBERS.items()}
 
@@ -50,6 +52,7 @@ class Wanted:
     paste_back: bool
     frame: NDArray[np.uint8] | None
     purpose: str
+    on_behalf_of: str
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,14 @@ class Painted:
 
 
 def read_request(
-    request: decoder_pb2.ReconstructRequest, limits: PictureLimits, sizes: Sequence[int]
+    request: decoder_pb2.ReconstructRequest,
+    limits: PictureLimits,
+    sizes: Sequence[int],
+    caller: str,
 ) -> Wanted:
     """Checks a request; takes CPU time when it carries a frame. Raises `InvalidInput`.
 
-    `sizes`: sides that the codec makes, ascending.
+    `sizes`: sides that the codec makes, ascending. `caller`: who asks.
     """
     if not 1 <= len(request.face_id) <= MAX_FACE_ID:
         raise InvalidInput(f"face_id: must have 1..{MAX_FACE_ID} characters", field="face_id")
@@ -87,6 +93,11 @@ def read_request(
         raise InvalidInput(f"purpose: at most {MAX_PURPOSE} characters", field="purpose")
     if request.frame and not request.paste_back:
         raise InvalidInput("frame: only of use with paste_back", field="frame")
+    if len(request.on_behalf_of) > MAX_ON_BEHALF_OF:
+        raise InvalidInput(
+            f"on_behalf_of: at most {MAX_ON_BEHALF_OF} characters", field="on_behalf_of"
+        )
+    asks = f"{request.on_behalf_of} through {caller}" if request.on_behalf_of else caller
     levels = up_to(_LEVELS[highest])
     return Wanted(
         face_id=request.face_id,
@@ -96,6 +107,8 @@ def read_request(
         paste_back=request.paste_back,
         frame=read_picture(request.frame, limits) if request.frame else None,
         purpose=request.purpose,
+        # The edge takes no more; a name in a certificate or token can be longer.
+        on_behalf_of=asks[:MAX_PURPOSE],
     )
 
 
@@ -110,16 +123,18 @@ class Painter:
         self._limits = limits
         self._jpeg_quality = jpeg_quality
 
-    def paint(self, face: CachedFace, level: str, wanted: Wanted, asked: float) -> Painted:
+    def paint(
+        self, face: CachedFace, keys: LayerKeys, level: str, wanted: Wanted, asked: float
+    ) -> Painted:
         """The picture of one level. `asked`: when it was queued, by `time.perf_counter`.
 
-        Raises `PacketError` for a bad packet, `InvalidInput` for a face or a frame that cannot be
-        pasted.
+        Raises `AccessDenied` without the keys, `PacketError` for a bad packet, `InvalidInput` for a
+        face or a frame that cannot be pasted.
         """
         start = time.perf_counter()
         self._metrics.wait_seconds.observe(start - asked)
         target = self._frame_for(face.info, wanted) if wanted.paste_back else None
-        packets = {name: face.layers[name] for name in up_to(level)}
+        packets = keys.open(face.layers, level)
         encoded = EncodedFace(packets["basic"], packets.get("middle"), packets.get("enhanced"))
         symbols, rate = self.codec.decode_symbols(encoded, level)
         decoded = time.perf_counter()
@@ -183,18 +198,24 @@ async def reconstruct(
     face: CachedFace | None = None
     fetched_bytes = 0
     fetching = _fetch(source, wanted, wanted.levels[0], None)
+    asking = asyncio.ensure_future(
+        source.keys(wanted.face_id, wanted.levels[-1], wanted.on_behalf_of, wanted.purpose)
+    )
     try:
         for position, level in enumerate(wanted.levels):
             fetched = await fetching
             face = fetched.face
             fetched_bytes += fetched.fetched_bytes
             _check_bundle(face.info, painter.codec.model_bundle)
+            keys = await asking
             if position + 1 < len(wanted.levels):
                 fetching = _fetch(source, wanted, wanted.levels[position + 1], face)
             try:
                 painted = await asyncio.get_running_loop().run_in_executor(
-                    pool, painter.paint, face, level, wanted, time.perf_counter()
+                    pool, painter.paint, face, keys, level, wanted, time.perf_counter()
                 )
+            except AccessDenied:
+                raise
             except SficError as error:
                 source.forget(wanted.face_id)
                 raise type(error)(
@@ -208,7 +229,7 @@ async def reconstruct(
                 format=wanted.format,
                 picture=painted.picture,
                 face=face.info,
-                layer_bytes=sum(len(face.layers[name]) for name in up_to(level)),
+                layer_bytes=sum(len(face.layers[name]) - TAG_BYTES for name in up_to(level)),
                 fetched_bytes=fetched_bytes,
                 fetch_ms=fetched.seconds * 1e3,
                 decode_ms=painted.decode_ms,
@@ -220,8 +241,9 @@ async def reconstruct(
             )
     finally:
         fetching.cancel()
+        asking.cancel()
         # Also takes the error of a fetch that nobody waits for any more.
-        await asyncio.gather(fetching, return_exceptions=True)
+        await asyncio.gather(fetching, asking, return_exceptions=True)
 
 
 def _fetch(
