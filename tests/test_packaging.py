@@ -41,7 +41,8 @@ def requirements(path: Path) -> list[str]:
 
 
 def pins(path: Path) -> set[str]:
-    return {" ".join(line.split(" --hash=")[0].split()) for line in requirements(path)}
+    """name==version of each; where it applies (the marker) may widen with more extras."""
+    return {re.split(r"[ ;\\]", line)[0] for line in requirements(path)}
 
 
 def name_of(requirement: str) -> str:
