@@ -45,6 +45,7 @@ PRICE: Final = math.log(2.0) / 6.0
 PRICE_MIN: Final = 1e-3
 PRICE_MAX: Final = 1e3
 TARGET_STEPS: Final = 14
+MOST_BYTES: Final = 1311  # of a face at a rate: 0.01 bit for each of 1024x1024 pixels
 
 
 class Codec:
@@ -118,7 +119,8 @@ class Codec:
     ) -> EncodedFace:
         """Encode an FFHQ-aligned face.
 
-        `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity.
+        `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity; a face
+        that would be over 1,311 bytes (0.01 bit a pixel) is coded at the next lower rate.
         `effort`: 0..3, more time for the same bytes. `target_bytes`: instead of a rate, the most
         that all three packets together may have, met within 5 % unless the highest rate has less.
         Raises InvalidInput when an argument is out of its range, MissingExtra when an effort needs
@@ -132,7 +134,11 @@ class Codec:
         face = _Face(self, crop, effort)
         if target_bytes is not None:
             return self._encode_to(face, target_bytes)
-        return self._encode_at(face, rate, face.price)
+        coded = self._encode_at(face, rate, face.price)
+        while coded.total_bytes > MOST_BYTES and rate > RATES[0]:
+            rate -= 1
+            coded = self._encode_at(face, rate, face.price)
+        return coded
 
     def encode_picture(
         self,
