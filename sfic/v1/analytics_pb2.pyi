@@ -172,19 +172,20 @@ class Visit(_message.Message):
     def __init__(self, visit_id: _Optional[str] = ..., camera_id: _Optional[str] = ..., first_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., faces: _Optional[int] = ..., best_face_id: _Optional[str] = ..., best_face_score: _Optional[float] = ...) -> None: ...
 
 class ListVisitsRequest(_message.Message):
-    __slots__ = ("camera_ids", "until", "min_faces", "limit", "page_token")
+    __slots__ = ("camera_ids", "seen_from", "seen_until", "min_faces", "limit", "page_token")
     CAMERA_IDS_FIELD_NUMBER: _ClassVar[int]
-    FROM_FIELD_NUMBER: _ClassVar[int]
-    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FROM_FIELD_NUMBER: _ClassVar[int]
+    SEEN_UNTIL_FIELD_NUMBER: _ClassVar[int]
     MIN_FACES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     camera_ids: _containers.RepeatedScalarFieldContainer[str]
-    until: _timestamp_pb2.Timestamp
+    seen_from: _timestamp_pb2.Timestamp
+    seen_until: _timestamp_pb2.Timestamp
     min_faces: int
     limit: int
     page_token: str
-    def __init__(self, camera_ids: _Optional[_Iterable[str]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_faces: _Optional[int] = ..., limit: _Optional[int] = ..., page_token: _Optional[str] = ..., **kwargs) -> None: ...
+    def __init__(self, camera_ids: _Optional[_Iterable[str]] = ..., seen_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., seen_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_faces: _Optional[int] = ..., limit: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListVisitsResponse(_message.Message):
     __slots__ = ("visits", "next_page_token")
