@@ -106,7 +106,8 @@ class VisitPlan:
         gap = self._tracker.gap
         near = [
             visit
-            for visit in open_visits.values()
+            # Of equally near ones, the latest.
+            for visit in sorted(open_visits.values(), key=lambda visit: -visit.newest)
             if visit.first - gap <= face.captured <= visit.last + gap
             and (visit.last, visit.last_frame) != (face.captured, face.frame_number)
             and len(visit.total) == len(face.embedding)
