@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from sfic.service.settings import ServiceSettings, split_address
+from sfic.service.addresses import split_address
+from sfic.service.settings import EdgeClientSettings
 
 __all__ = ["AnalyticsSettings", "WebhookSettings"]
 
@@ -45,7 +46,7 @@ class WebhookSettings(BaseModel):
         return value
 
 
-class AnalyticsSettings(ServiceSettings):
+class AnalyticsSettings(EdgeClientSettings):
     """Everything that can be set; a default says what a single machine needs."""
 
     service: ClassVar[str] = "analytics"

@@ -28,6 +28,7 @@ from typing_extensions import Self
 from sfic.analysis import Estimate
 from sfic.errors import InvalidInput, Unavailable
 from sfic.service.client import Backoff, from_rpc_error, open_channel, sfic_errors
+from sfic.service.identity import Identity
 from sfic.v1 import analytics_pb2 as pb
 from sfic.v1 import analytics_pb2_grpc
 
@@ -193,13 +194,14 @@ class AnalyticsClient:
         self,
         address: str = "127.0.0.1:50052",
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        identity: Identity | None = None,
         longest_wait_seconds: float = 10.0,
     ) -> None:
-        """`longest_wait_seconds`: between two tries to connect again."""
+        """`identity`: who calls, and whether over TLS. `longest_wait_seconds`: between two tries to
+        connect again."""
         self._address = address
         self._longest_wait = longest_wait_seconds
-        self._channel = open_channel(address, credentials=credentials)
+        self._channel = open_channel(address, identity=identity)
         self._stub = analytics_pb2_grpc.AnalyticsStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AccessDenied",
+    "AuditBroken",
     "BundleError",
     "BundleMismatch",
     "CheckpointError",
@@ -27,6 +29,7 @@ __all__ = [
     "ProviderUnavailable",
     "SficError",
     "StorageError",
+    "Unauthenticated",
     "Unavailable",
     "WatchlistsOff",
 ]
@@ -141,6 +144,29 @@ class LimitExceeded(SficError):
     code = "LIMIT"
     grpc_status = "RESOURCE_EXHAUSTED"
     exit_code = 5
+
+
+class Unauthenticated(SficError):
+    """The caller did not say who it is, or could not prove it."""
+
+    code = "UNAUTHENTICATED"
+    grpc_status = "UNAUTHENTICATED"
+    exit_code = 4
+
+
+class AccessDenied(SficError):
+    """The caller is known and may not do this: its role does not, or a grant is missing."""
+
+    code = "ACCESS_DENIED"
+    grpc_status = "PERMISSION_DENIED"
+    exit_code = 4
+
+
+class AuditBroken(SficError):
+    """A line of an audit log was changed, removed or put in."""
+
+    code = "AUDIT_BROKEN"
+    grpc_status = "DATA_LOSS"
 
 
 class ProviderUnavailable(SficError):

@@ -1,7 +1,9 @@
 """`python -m sfic.healthcheck [HOST:PORT]`: exit 0 when the service there takes calls.
 
-For container health checks. Without an address it asks this machine, on the default port of the
-service that `SFIC_SERVICE` names. Standard gRPC health checking (grpc.health.v1), nothing more.
+For container health checks. Without an address it asks this machine's own service, which
+`SFIC_SERVICE` names and the file `SFIC_CONFIG` and the environment set up, as it is set up: over
+TLS with the service's own certificate where it has one. Standard gRPC health checking
+(grpc.health.v1), nothing more.
 """
 
 from __future__ import annotations
@@ -12,14 +14,22 @@ import sys
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-__all__ = ["serves"]
+from sfic.errors import SficError
+from sfic.service.identity import Identity
+from sfic.service.settings import ServiceSettings
 
-_PORTS = {"edge": 50051, "analytics": 50052, "decoder": 50053}
+__all__ = ["serves", "settings_of"]
 
 
-def serves(address: str, timeout_seconds: float = 3.0) -> bool:
+def serves(address: str, timeout_seconds: float = 3.0, identity: Identity | None = None) -> bool:
     """Whether the service at "host:port" says SERVING."""
-    with grpc.insecure_channel(address) as channel:
+    identity = identity or Identity()
+    credentials, options = identity.credentials(), identity.options()
+    with (
+        grpc.insecure_channel(address)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options)
+    ) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=timeout_seconds
@@ -29,6 +39,31 @@ def serves(address: str, timeout_seconds: float = 3.0) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def settings_of(service: str) -> type[ServiceSettings]:
+    """The settings of a service by its name. What they need is imported here only."""
+    if service == "analytics":
+        from analytics_service.settings import AnalyticsSettings
+
+        return AnalyticsSettings
+    if service == "decoder":
+        from cloud_decoder.settings import DecoderSettings
+
+        return DecoderSettings
+    from edge_encoder.settings import EdgeSettings
+
+    return EdgeSettings
+
+
+def _own_service_serves() -> bool:
+    kind = settings_of(os.environ.get("SFIC_SERVICE", "edge"))
+    settings = kind.load(config=os.environ.get("SFIC_CONFIG"))
+    port = settings.listen.rpartition(":")[2]
+    return serves(f"127.0.0.1:{port}", identity=settings.own_identity())
+
+
 if __name__ == "__main__":
-    port = _PORTS[os.environ.get("SFIC_SERVICE", "edge")]
-    sys.exit(not serves(sys.argv[1] if len(sys.argv) > 1 else f"127.0.0.1:{port}"))
+    try:
+        ready = serves(sys.argv[1]) if len(sys.argv) > 1 else _own_service_serves()
+    except SficError as error:
+        sys.exit(error.message)
+    sys.exit(not ready)

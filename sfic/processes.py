@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from sfic.errors import SficError, Unavailable
 from sfic.healthcheck import serves
+from sfic.service.identity import Identity
 
 __all__ = ["ServiceGroup", "free_address"]
 
@@ -31,6 +32,7 @@ class _Child:
     address: str
     process: subprocess.Popen[bytes]
     log: Path | None
+    identity: Identity | None = None
     ready: bool = False
 
 
@@ -48,8 +50,12 @@ class ServiceGroup:
         address: str,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        identity: Identity | None = None,
     ) -> None:
-        """Start `sfic serve NAME ARGUMENTS`, which is to take calls on `address`."""
+        """Start `sfic serve NAME ARGUMENTS`, which is to take calls on `address`.
+
+        `identity`: as whom its health is asked; None: without TLS.
+        """
         log = self._log_directory / f"{name}.log" if self._log_directory else None
         with contextlib.ExitStack() as stack:
             stderr: IO[Any] | None = stack.enter_context(log.open("wb")) if log else None
@@ -60,7 +66,7 @@ class ServiceGroup:
                 stderr=stderr,
                 env={**os.environ, **(environment or {})},
             )
-        self._children.append(_Child(name, address, process, log))
+        self._children.append(_Child(name, address, process, log, identity))
 
     def wait_ready(
         self, timeout_seconds: float, on_ready: Callable[[str], None] = lambda name: None
@@ -73,7 +79,9 @@ class ServiceGroup:
         while not all(child.ready for child in self._children):
             self.check()
             for child in self._children:
-                if not child.ready and serves(child.address, timeout_seconds=0.5):
+                if not child.ready and serves(
+                    child.address, timeout_seconds=0.5, identity=child.identity
+                ):
                     child.ready = True
                     on_ready(child.name)
             if time.monotonic() > deadline:

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from sfic.cli.security import CaFile, IdentityPrefix, TokenFile, identity_of
+
 __all__ = ["add_to"]
 
 ANALYTICS = "127.0.0.1:50052"
@@ -52,6 +54,9 @@ def export(
         bool, typer.Option("--embeddings", help="Also the identities (Parquet). Biometric data.")
     ] = False,
     analytics: Annotated[str, typer.Option(help="Address of the service.")] = ANALYTICS,
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
 ) -> None:
     """Write the results that are kept to a CSV or Parquet file."""
     import asyncio
@@ -62,8 +67,10 @@ def export(
     def utc(time: datetime | None) -> datetime | None:
         return None if time is None else time.replace(tzinfo=timezone.utc)
 
+    caller = identity_of(identity, ca, token)
+
     async def write() -> int:
-        async with AnalyticsClient(analytics) as client:
+        async with AnalyticsClient(analytics, identity=caller) as client:
             kept = client.results(
                 camera=camera or (),
                 since=utc(since),

@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfic.cli.files import LayerName, Provider, Size
+from sfic.cli.security import CaFile, IdentityPrefix, TokenFile, identity_of
 from sfic.errors import InvalidInput, NoFaceFound, SficError
+
+if TYPE_CHECKING:
+    from sfic.service.settings import ServiceSettings
 
 __all__ = ["add_to"]
 
@@ -46,6 +50,9 @@ def serve(
     Every setting is also a flag (--listen 0.0.0.0:50051) and an environment variable
     (SFIC_EDGE__LISTEN); `sfic serve edge -- --help` lists them.
     """
+    from sfic.threads import limit_blas_threads
+
+    limit_blas_threads()
     if service is ServiceName.all:
         if context.args:
             raise InvalidInput(
@@ -81,7 +88,6 @@ def _serve_all(config: Path | None) -> None:
     from cloud_decoder.settings import DecoderSettings
     from edge_encoder.settings import EdgeSettings
     from sfic.processes import ServiceGroup
-    from sfic.service.settings import ServiceSettings
 
     kinds: dict[str, type[ServiceSettings]] = {
         "edge": EdgeSettings,
@@ -96,8 +102,9 @@ def _serve_all(config: Path | None) -> None:
         group = ServiceGroup()
         try:
             for name, each in settings.items():
-                group.start(name, each.listen, arguments)
+                group.start(name, each.listen, arguments, identity=each.own_identity())
             group.wait_ready(120.0, lambda name: typer.echo(f"{name}: {settings[name].listen}"))
+            _grant_to_ourselves(settings["edge"])
             typer.echo("all three services take calls; Ctrl-C stops them")
             group.wait_for_any()
         except _Stopped:
@@ -106,6 +113,25 @@ def _serve_all(config: Path | None) -> None:
             # Children in our process group get Ctrl-C too; a second one must not cut us short.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             group.stop(grace)
+
+
+def _grant_to_ourselves(edge: ServiceSettings) -> None:
+    """Let the decoder beside an edge that knows no callers see its faces, and say so."""
+    import asyncio
+
+    if edge.knows_callers:
+        typer.echo("no grant made: decoders see higher layers when sfic grant says so")
+        return
+    from sfic.grants import grant_all_faces
+
+    hours = 24.0 * 30
+    grant = asyncio.run(
+        grant_all_faces(edge.listen, "sfic serve all on one machine", hours, edge.own_identity())
+    )
+    typer.echo(
+        f"granted: the decoder sees every face for {hours / 24:g} days"
+        f" (end it: sfic grant --revoke {grant.grant_id})"
+    )
 
 
 class _Stopped(Exception):
@@ -144,6 +170,9 @@ def camera(
         bool, typer.Option("--aligned", help="The pictures are FFHQ-aligned crops.")
     ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end.")] = False,
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
 ) -> None:
     """Stream pictures or video to an edge, and print what it keeps of each frame."""
     import asyncio
@@ -156,7 +185,15 @@ def camera(
 
     async def send() -> tuple[int, int, int]:
         frames = taken = faces = 0
-        client = Camera(stream, edge, camera_id=camera_id, fps=fps, rate=rate, aligned=aligned)
+        client = Camera(
+            stream,
+            edge,
+            camera_id=camera_id,
+            fps=fps,
+            rate=rate,
+            aligned=aligned,
+            identity=identity_of(identity, ca, token),
+        )
         async for receipt in client.receipts():
             frames += 1
             if receipt.error_code:
@@ -207,6 +244,9 @@ def reconstruct(
     size: Size = None,
     decoder: Annotated[str, typer.Option(help="Address of the decoder.")] = DECODER,
     purpose: Annotated[str, typer.Option(help="Why; kept in the decoder's log.")] = "",
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
 ) -> None:
     """Reconstruct a face that an edge keeps, through a running decoder."""
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -228,7 +268,7 @@ def reconstruct(
 
     async def ask() -> decoder_pb2.ReconstructResponse:
         last: decoder_pb2.ReconstructResponse | None = None
-        async with open_channel(decoder) as channel:
+        async with open_channel(decoder, identity=identity_of(identity, ca, token)) as channel:
             with sfic_errors(f"decoder at {decoder}"):
                 async for answer in decoder_pb2_grpc.CloudDecoderStub(channel).Reconstruct(request):
                     last = answer
