@@ -36,6 +36,7 @@ from sfic.v1 import common_pb2, decoder_pb2
 __all__ = ["Painter", "Wanted", "read_request", "reconstruct"]
 
 MAX_PURPOSE = 200
+MAX_ON_BEHALF_OF = 100
 MAX_FACE_ID = 64
 _LEVELS = {number: name for name, number in LAYER_NUMBERS.items()}
 
@@ -70,11 +71,11 @@ def read_request(
     request: decoder_pb2.ReconstructRequest,
     limits: PictureLimits,
     sizes: Sequence[int],
-    on_behalf_of: str,
+    caller: str,
 ) -> Wanted:
     """Checks a request; takes CPU time when it carries a frame. Raises `InvalidInput`.
 
-    `sizes`: sides that the codec makes, ascending. `on_behalf_of`: who asks.
+    `sizes`: sides that the codec makes, ascending. `caller`: who asks.
     """
     if not 1 <= len(request.face_id) <= MAX_FACE_ID:
         raise InvalidInput(f"face_id: must have 1..{MAX_FACE_ID} characters", field="face_id")
@@ -92,6 +93,11 @@ def read_request(
         raise InvalidInput(f"purpose: at most {MAX_PURPOSE} characters", field="purpose")
     if request.frame and not request.paste_back:
         raise InvalidInput("frame: only of use with paste_back", field="frame")
+    if len(request.on_behalf_of) > MAX_ON_BEHALF_OF:
+        raise InvalidInput(
+            f"on_behalf_of: at most {MAX_ON_BEHALF_OF} characters", field="on_behalf_of"
+        )
+    asks = f"{request.on_behalf_of} through {caller}" if request.on_behalf_of else caller
     levels = up_to(_LEVELS[highest])
     return Wanted(
         face_id=request.face_id,
@@ -101,7 +107,8 @@ def read_request(
         paste_back=request.paste_back,
         frame=read_picture(request.frame, limits) if request.frame else None,
         purpose=request.purpose,
-        on_behalf_of=on_behalf_of,
+        # The edge takes no more; a name in a certificate or token can be longer.
+        on_behalf_of=asks[:MAX_PURPOSE],
     )
 
 

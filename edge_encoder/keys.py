@@ -18,9 +18,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from sfic.certificates import write_secret
 from sfic.errors import ConfigError, StorageError
 from sfic.sealing import new_layer_key
+from sfic.secret_files import write_secret
 from sfic.service.sqlite import Database
 
 __all__ = ["KeyStore"]

@@ -10,6 +10,7 @@ it names, and stays for the services that have to follow it. Nothing here speaks
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sqlite3
 import time
@@ -22,6 +23,7 @@ import structlog
 
 from edge_encoder.keys import KeyStore
 from edge_encoder.metrics import EdgeMetrics
+from sfic.errors import StorageError
 from sfic.sealing import seal_layer
 from sfic.service.sqlite import Database
 from sfic.v1 import common_pb2, control_pb2
@@ -235,7 +237,12 @@ class FaceStore:
                 )
                 return [face.info for face in faces]
 
-            kept = await self._database.write(work)
+            try:
+                kept = await self._database.write(work)
+            except StorageError:
+                with contextlib.suppress(StorageError):
+                    await self._keys.destroy(face_ids)
+                raise
         if kept[0].face_id != face_ids[0]:
             await self._keys.destroy(face_ids)
             return kept

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import structlog
 
-from sfic.certificates import write_secret
 from sfic.errors import StorageError
+from sfic.secret_files import write_secret
 
 __all__ = ["FIRST", "AuditLog", "Verdict", "read_log", "verify_lines"]
 

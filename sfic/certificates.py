@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sfic.errors import InvalidInput
 from sfic.roles import Role
+from sfic.secret_files import write_secret
 
-__all__ = ["CA_NAME", "LOCAL_HOSTS", "issue", "make_ca", "role_address", "write_secret"]
+__all__ = ["CA_NAME", "LOCAL_HOSTS", "issue", "make_ca", "role_address"]
 
 CA_NAME = "ca"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -95,18 +95,6 @@ def issue(
         .sign(ca_key, hashes.SHA256())
     )
     return _write(folder, name, made, private)
-
-
-def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, at once and whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def _paths(folder: Path, name: str) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +18,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from service_rig import encoded_faces, running_edge
 from services_util import codec, edge_settings, running
 from test_service_base import ToyService, toy_settings
 
@@ -28,6 +30,7 @@ from cloud_decoder.settings import DecoderSettings
 from edge_encoder.service import EdgeService
 from sfic.certificates import issue, make_ca, role_address
 from sfic.errors import AccessDenied, ConfigError, LimitExceeded, Unauthenticated
+from sfic.grants import grant_all_faces
 from sfic.roles import ROLES, Role
 from sfic.service.access import ACCESS, AccessInterceptor
 from sfic.service.client import open_channel, sfic_errors
@@ -35,7 +38,14 @@ from sfic.service.identity import Identity
 from sfic.service.server import ServiceServer
 from sfic.service.settings import ServiceSettings
 from sfic.service.tokens import TokenVerifier, issue_token, make_token_key
-from sfic.v1 import edge_pb2, edge_pb2_grpc
+from sfic.v1 import (
+    analytics_pb2,
+    analytics_pb2_grpc,
+    decoder_pb2,
+    decoder_pb2_grpc,
+    edge_pb2,
+    edge_pb2_grpc,
+)
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 
@@ -367,3 +377,59 @@ def test_a_bucket_fills_with_time() -> None:
 
 def test_a_role_is_an_address_in_the_certificate() -> None:
     assert role_address("camera", "door") == "sfic://camera/door"
+
+
+@pytest.mark.parametrize("shown", ["certificate", "token"])
+async def test_the_services_call_each_other_as_who_they_are(
+    certs: Path, tmp_path: Path, shown: str
+) -> None:
+    """From a face at the edge to a result and a picture, each call with its own role."""
+    tls: dict[str, Any] = {
+        "tls_certificate": certs / "server.pem",
+        "tls_key": certs / "server-key.pem",
+    }
+    private, public = make_token_key()
+    (tmp_path / "key").write_bytes(private)
+    (tmp_path / "public").write_bytes(public)
+    if shown == "certificate":
+        known: dict[str, Any] = {"tls_client_ca": certs / "ca.pem"}
+    else:
+        known = {"token_key": tmp_path / "public"}
+
+    def as_role(role: str) -> Identity:
+        if shown == "certificate":
+            return identity(certs, role)
+        (tmp_path / role).write_text(issue_token(tmp_path / "key", role, [role], 60))
+        return Identity(ca=certs / "ca.pem", token=tmp_path / role)
+
+    def calls_as(role: str) -> dict[str, Any]:
+        who = as_role(role)
+        own = {"tls_certificate": who.certificate, "tls_key": who.key} if who.certificate else tls
+        settings = {"listen": "127.0.0.1:0", "metrics_listen": "", "edge_ca": who.ca, **own}
+        return {**settings, **known, "edge_token": who.token}
+
+    async with running_edge(tmp_path / "edge", granted=False, **tls, **known) as edge:
+        analytics_settings = AnalyticsSettings.make(
+            **calls_as("analytics"), edges=[edge.address], database=tmp_path / "a.sqlite"
+        )
+        decoder_settings = DecoderSettings.make(**calls_as("decoder"), edge=edge.address)
+        async with (
+            running(AnalyticsService(analytics_settings, codec()), analytics_settings) as analytics,
+            running(DecoderService(decoder_settings, codec()), decoder_settings) as decoder,
+            open_channel(analytics.address, identity=as_role("operator")) as to_analytics,
+            open_channel(decoder.address, identity=as_role("operator")) as to_decoder,
+        ):
+            await grant_all_faces(edge.address, "a test", 1.0, as_role("operator"))
+            (face_id,) = await edge.keep(encoded_faces()[:1])
+            call = analytics_pb2_grpc.AnalyticsStub(to_analytics).SubscribeResults(
+                analytics_pb2.SubscribeResultsRequest()
+            )
+            result = await asyncio.wait_for(call.read(), 60)
+            assert result.analysis.face.face_id == face_id
+            call.cancel()
+            request = decoder_pb2.ReconstructRequest(face_id=face_id, size=128, purpose="a look")
+            stub = decoder_pb2_grpc.CloudDecoderStub(to_decoder)
+            assert len([answer async for answer in stub.Reconstruct(request)]) == 3
+        lines = (tmp_path / "edge" / "audit.jsonl").read_text().splitlines()
+        told = json.loads(lines[-1])
+        assert (told["who"], told["what"]["keys_to"]) == ("operator", "decoder")

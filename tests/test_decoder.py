@@ -220,6 +220,7 @@ async def test_wrong_requests_are_refused_by_field(tmp_path: Path) -> None:
             ({"face_id": "x", "highest": 9}, "highest"),
             ({"face_id": "x", "format": 9}, "format"),
             ({"face_id": "x", "purpose": "p" * 201}, "purpose"),
+            ({"face_id": "x", "on_behalf_of": "p" * 101}, "on_behalf_of"),
             ({"face_id": "x", "frame": b"f"}, "frame"),
         ):
             with pytest.raises(InvalidInput, match=field):

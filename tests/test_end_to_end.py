@@ -18,7 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service_rig import eventually, start_process
 
+from sfic.audit import read_log, verify_lines
 from sfic.camera import Camera
+from sfic.grants import grant_all_faces
 from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
 from sfic.service.client import open_channel
@@ -75,6 +77,7 @@ async def test_from_a_frame_to_results_and_picture(tmp_path: Path) -> None:
         edge = Process("edge_encoder", tmp_path, f"--data-dir={tmp_path / 'edge'}", "--workers=1")
         processes.append(edge)
         edge_address, _ = await edge.serving()
+        await grant_all_faces(edge_address, "a test", 1.0)
         analytics = Process(
             "analytics_service",
             tmp_path,
@@ -136,6 +139,15 @@ async def test_from_a_frame_to_results_and_picture(tmp_path: Path) -> None:
         ):
             page = await asyncio.to_thread(read_page, f"http://{address}/metrics")
             assert (metric.replace("%s", edge_address)) in page
+        lines, head = read_log(tmp_path / "edge" / "audit.jsonl")
+        whole = list(lines)
+        assert verify_lines(whole, head).problems == []
+        told = [json.loads(line) for line in whole]
+        assert [(line["action"], line["why"]) for line in told] == [
+            ("grant", "a test"),
+            ("reconstruct", "test"),
+        ]
+        assert told[1]["what"]["face_id"] == face.face_id
         purposes = [event.get("purpose") for event in decoder.events()]
         assert "test" in purposes
 

@@ -366,7 +366,7 @@ async def test_a_decoder_shows_what_its_grant_lets_it_see(tmp_path: Path) -> Non
         assert [answer.level for answer in came] == [BASIC, MIDDLE]
         assert isinstance(error, AccessDenied) and error.details["layer"] == "enhanced"
         await client.grant(camera_id="door")
-        assert len(await decoder.pictures(face_id, purpose="second look")) == 3
+        assert len(await decoder.pictures(face_id, purpose="second look", on_behalf_of="anna")) == 3
         # All is cached now; without a grant it is noise again.
         for each in (await client.control.ListGrants(control_pb2.ListGrantsRequest())).grants:
             await client.control.RevokeGrant(control_pb2.RevokeGrantRequest(grant_id=each.grant_id))
@@ -382,6 +382,6 @@ async def test_a_decoder_shows_what_its_grant_lets_it_see(tmp_path: Path) -> Non
             ("refused", "a test", ["basic", "middle"]),
         ]
         assert told[4] == ("reconstruct", "second look", ["basic", "middle", "enhanced"])
-        assert lines[0]["who"] == "local"
+        assert (lines[0]["who"], lines[4]["who"]) == ("local", "anna through local")
         assert lines[0]["what"]["face_id"] == face_id
         assert lines[2]["what"]["grant_id"] == grant.grant_id

@@ -73,8 +73,9 @@ def certs_init(folder: Folder = CERTS, host: Hosts = None, days: Days = 365) -> 
     Also makes the key pair that signs tokens. The CA's key, ca-key.pem, belongs on no service's
     machine.
     """
-    from sfic.certificates import LOCAL_HOSTS, issue, make_ca, write_secret
+    from sfic.certificates import LOCAL_HOSTS, issue, make_ca
     from sfic.roles import ROLES, Role
+    from sfic.secret_files import write_secret
     from sfic.service.tokens import make_token_key
 
     made = [folder / "ca.pem"] if make_ca(folder) else []

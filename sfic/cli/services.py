@@ -243,7 +243,7 @@ def reconstruct(
     ] = LayerName.enhanced,
     size: Size = None,
     decoder: Annotated[str, typer.Option(help="Address of the decoder.")] = DECODER,
-    purpose: Annotated[str, typer.Option(help="Why; kept in the decoder's log.")] = "",
+    purpose: Annotated[str, typer.Option(help="Why; kept on the audit log.")] = "",
     identity: IdentityPrefix = None,
     ca: CaFile = None,
     token: TokenFile = None,

@@ -25,23 +25,23 @@ _sym_db = _symbol_database.Default()
 from sfic.v1 import common_pb2 as sfic_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sfic/v1/decoder.proto\x12\x07sfic.v1\x1a\x14sfic/v1/common.proto\"\xc4\x01\n\x12ReconstructRequest\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\x1f\n\x07highest\x18\x02 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x12\n\nfinal_only\x18\x03 \x01(\x08\x12\x0c\n\x04size\x18\x04 \x01(\r\x12&\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x16.sfic.v1.PictureFormat\x12\x12\n\npaste_back\x18\x06 \x01(\x08\x12\r\n\x05\x66rame\x18\x07 \x01(\x0c\x12\x0f\n\x07purpose\x18\x08 \x01(\t\"\xe0\x02\n\x13ReconstructResponse\x12\x1d\n\x05level\x18\x01 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12&\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x16.sfic.v1.PictureFormat\x12\x0f\n\x07picture\x18\x05 \x01(\x0c\x12\x1f\n\x04\x66\x61\x63\x65\x18\x06 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12\x13\n\x0blayer_bytes\x18\x07 \x01(\r\x12\x15\n\rfetched_bytes\x18\x08 \x01(\r\x12\x10\n\x08\x66\x65tch_ms\x18\t \x01(\x02\x12\x11\n\tdecode_ms\x18\n \x01(\x02\x12\x14\n\x0csynthesis_ms\x18\x0b \x01(\x02\x12\r\n\x05\x66rame\x18\x0c \x01(\x0c\x12\x13\n\x0b\x66rame_width\x18\r \x01(\r\x12\x14\n\x0c\x66rame_height\x18\x0e \x01(\r\x12\x10\n\x08provider\x18\x0f \x01(\t\"\x17\n\x15GetDecoderInfoRequest\"p\n\x16GetDecoderInfoResponse\x12\x14\n\x0cmodel_bundle\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07threads\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04\x65\x64ge\x18\x05 \x01(\t*}\n\rPictureFormat\x12\x1e\n\x1aPICTURE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PICTURE_FORMAT_PNG\x10\x01\x12\x17\n\x13PICTURE_FORMAT_JPEG\x10\x02\x12\x1b\n\x17PICTURE_FORMAT_RAW_RGB8\x10\x03\x32\xad\x01\n\x0c\x43loudDecoder\x12J\n\x0bReconstruct\x12\x1b.sfic.v1.ReconstructRequest\x1a\x1c.sfic.v1.ReconstructResponse0\x01\x12Q\n\x0eGetDecoderInfo\x12\x1e.sfic.v1.GetDecoderInfoRequest\x1a\x1f.sfic.v1.GetDecoderInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sfic/v1/decoder.proto\x12\x07sfic.v1\x1a\x14sfic/v1/common.proto\"\xda\x01\n\x12ReconstructRequest\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\x1f\n\x07highest\x18\x02 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x12\n\nfinal_only\x18\x03 \x01(\x08\x12\x0c\n\x04size\x18\x04 \x01(\r\x12&\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x16.sfic.v1.PictureFormat\x12\x12\n\npaste_back\x18\x06 \x01(\x08\x12\r\n\x05\x66rame\x18\x07 \x01(\x0c\x12\x0f\n\x07purpose\x18\x08 \x01(\t\x12\x14\n\x0con_behalf_of\x18\t \x01(\t\"\xe0\x02\n\x13ReconstructResponse\x12\x1d\n\x05level\x18\x01 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12&\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x16.sfic.v1.PictureFormat\x12\x0f\n\x07picture\x18\x05 \x01(\x0c\x12\x1f\n\x04\x66\x61\x63\x65\x18\x06 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12\x13\n\x0blayer_bytes\x18\x07 \x01(\r\x12\x15\n\rfetched_bytes\x18\x08 \x01(\r\x12\x10\n\x08\x66\x65tch_ms\x18\t \x01(\x02\x12\x11\n\tdecode_ms\x18\n \x01(\x02\x12\x14\n\x0csynthesis_ms\x18\x0b \x01(\x02\x12\r\n\x05\x66rame\x18\x0c \x01(\x0c\x12\x13\n\x0b\x66rame_width\x18\r \x01(\r\x12\x14\n\x0c\x66rame_height\x18\x0e \x01(\r\x12\x10\n\x08provider\x18\x0f \x01(\t\"\x17\n\x15GetDecoderInfoRequest\"p\n\x16GetDecoderInfoResponse\x12\x14\n\x0cmodel_bundle\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07threads\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04\x65\x64ge\x18\x05 \x01(\t*}\n\rPictureFormat\x12\x1e\n\x1aPICTURE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PICTURE_FORMAT_PNG\x10\x01\x12\x17\n\x13PICTURE_FORMAT_JPEG\x10\x02\x12\x1b\n\x17PICTURE_FORMAT_RAW_RGB8\x10\x03\x32\xad\x01\n\x0c\x43loudDecoder\x12J\n\x0bReconstruct\x12\x1b.sfic.v1.ReconstructRequest\x1a\x1c.sfic.v1.ReconstructResponse0\x01\x12Q\n\x0eGetDecoderInfo\x12\x1e.sfic.v1.GetDecoderInfoRequest\x1a\x1f.sfic.v1.GetDecoderInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sfic.v1.decoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PICTUREFORMAT']._serialized_start=749
-  _globals['_PICTUREFORMAT']._serialized_end=874
+  _globals['_PICTUREFORMAT']._serialized_start=771
+  _globals['_PICTUREFORMAT']._serialized_end=896
   _globals['_RECONSTRUCTREQUEST']._serialized_start=57
-  _globals['_RECONSTRUCTREQUEST']._serialized_end=253
-  _globals['_RECONSTRUCTRESPONSE']._serialized_start=256
-  _globals['_RECONSTRUCTRESPONSE']._serialized_end=608
-  _globals['_GETDECODERINFOREQUEST']._serialized_start=610
-  _globals['_GETDECODERINFOREQUEST']._serialized_end=633
-  _globals['_GETDECODERINFORESPONSE']._serialized_start=635
-  _globals['_GETDECODERINFORESPONSE']._serialized_end=747
-  _globals['_CLOUDDECODER']._serialized_start=877
-  _globals['_CLOUDDECODER']._serialized_end=1050
+  _globals['_RECONSTRUCTREQUEST']._serialized_end=275
+  _globals['_RECONSTRUCTRESPONSE']._serialized_start=278
+  _globals['_RECONSTRUCTRESPONSE']._serialized_end=630
+  _globals['_GETDECODERINFOREQUEST']._serialized_start=632
+  _globals['_GETDECODERINFOREQUEST']._serialized_end=655
+  _globals['_GETDECODERINFORESPONSE']._serialized_start=657
+  _globals['_GETDECODERINFORESPONSE']._serialized_end=769
+  _globals['_CLOUDDECODER']._serialized_start=899
+  _globals['_CLOUDDECODER']._serialized_end=1072
 # @@protoc_insertion_point(module_scope)

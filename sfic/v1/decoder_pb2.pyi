@@ -19,7 +19,7 @@ PICTURE_FORMAT_JPEG: PictureFormat
 PICTURE_FORMAT_RAW_RGB8: PictureFormat
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("face_id", "highest", "final_only", "size", "format", "paste_back", "frame", "purpose")
+    __slots__ = ("face_id", "highest", "final_only", "size", "format", "paste_back", "frame", "purpose", "on_behalf_of")
     FACE_ID_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_FIELD_NUMBER: _ClassVar[int]
     FINAL_ONLY_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class ReconstructRequest(_message.Message):
     PASTE_BACK_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    ON_BEHALF_OF_FIELD_NUMBER: _ClassVar[int]
     face_id: str
     highest: _common_pb2.Layer
     final_only: bool
@@ -36,7 +37,8 @@ class ReconstructRequest(_message.Message):
     paste_back: bool
     frame: bytes
     purpose: str
-    def __init__(self, face_id: _Optional[str] = ..., highest: _Optional[_Union[_common_pb2.Layer, str]] = ..., final_only: _Optional[bool] = ..., size: _Optional[int] = ..., format: _Optional[_Union[PictureFormat, str]] = ..., paste_back: _Optional[bool] = ..., frame: _Optional[bytes] = ..., purpose: _Optional[str] = ...) -> None: ...
+    on_behalf_of: str
+    def __init__(self, face_id: _Optional[str] = ..., highest: _Optional[_Union[_common_pb2.Layer, str]] = ..., final_only: _Optional[bool] = ..., size: _Optional[int] = ..., format: _Optional[_Union[PictureFormat, str]] = ..., paste_back: _Optional[bool] = ..., frame: _Optional[bytes] = ..., purpose: _Optional[str] = ..., on_behalf_of: _Optional[str] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
     __slots__ = ("level", "width", "height", "format", "picture", "face", "layer_bytes", "fetched_bytes", "fetch_ms", "decode_ms", "synthesis_ms", "frame", "frame_width", "frame_height", "provider")
