@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_rig import codec, encoded_faces, running_edge
-from services_util import running
+from service_rig import Edge, codec, encoded_faces
+from services_util import edge_settings, running
 from test_analytics import read_results
 
 from analytics_service.service import AnalyticsService
 from analytics_service.settings import AnalyticsSettings
+from edge_encoder.service import EdgeService
 from sfic.certificates import issue, make_ca
 from sfic.errors import AccessDenied
 from sfic.service.client import open_channel, sfic_errors
@@ -35,7 +36,10 @@ async def test_the_identity_of_analytics_gets_basic_layers_only(tmp_path: Path) 
         "tls_key": certs / "analytics-key.pem",
         "edge_ca": certs / "ca.pem",
     }
-    async with running_edge(tmp_path / "edge", **edge_tls) as edge:
+    made = edge_settings(tmp_path / "edge", **edge_tls)
+    service = EdgeService(made, codec())
+    async with running(service, made) as edge_server:
+        edge = Edge(service, edge_server)
         (face_id,) = await edge.keep(encoded_faces()[:1])
         # With exactly the settings of the service, which reads the basic layer with them,
         settings = AnalyticsSettings.make(
