@@ -37,7 +37,7 @@ class AnalyticsMetrics:
         )
         self.batch_seconds = Histogram(
             "sfic_analytics_batch_seconds",
-            "Time to analyse and commit one batch.",
+            "Time to analyse one batch, and to wait until the one before it is committed.",
             registry=registry,
         )
         self.commit_failures = Counter(

@@ -183,12 +183,20 @@ class Worker:
 
     async def run(self) -> None:
         """Works until cancelled. What is in the queue then comes again with the next start."""
-        async for batch in self._batches():
-            with self._metrics.batch_seconds.time():
-                outcomes = await asyncio.get_running_loop().run_in_executor(
-                    self._executor, self._analyse, [arrival.basic for arrival in batch]
-                )
-                await self._keep(batch, outcomes)
+        keeping: asyncio.Future[None] | None = None
+        try:
+            async for batch in self._batches():
+                with self._metrics.batch_seconds.time():
+                    outcomes = await asyncio.get_running_loop().run_in_executor(
+                        self._executor, self._analyse, [arrival.basic for arrival in batch]
+                    )
+                    # One batch is analysed while the one before it is written.
+                    if keeping is not None:
+                        await keeping
+                keeping = asyncio.ensure_future(self._keep(batch, outcomes))
+        finally:
+            if keeping is not None:
+                keeping.cancel()
 
     async def _batches(self) -> AsyncIterator[list[Arrival]]:
         """What waits, up to the limit, as soon as there is anything: under load batches fill up

@@ -38,7 +38,7 @@ from sfic.pictures import read_picture
 from sfic.processes import free_address
 from sfic.v1 import common_pb2
 
-VARIANTS = 48
+VARIANTS = 16
 CAMERAS = 20
 BATCH = 500
 
@@ -48,7 +48,7 @@ def packets(codec: Codec) -> list[bytes]:
     picture = read_picture(demo_photograph())
     made = []
     for k in range(VARIANTS):
-        changed = np.clip(picture * (0.5 + 0.02 * k), 0, 255).astype(np.uint8)
+        changed = np.clip(picture * (0.5 + 0.03 * k), 0, 255).astype(np.uint8)
         changed = np.ascontiguousarray(changed[:, ::-1] if k % 2 else changed)
         made.append(codec.encode_picture(changed, max_faces=1)[0].basic)
     return made
