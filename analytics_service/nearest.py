@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,14 +19,10 @@ import structlog
 from numpy.typing import NDArray
 from usearch.index import Index
 
-__all__ = ["NearestIndex"]
+__all__ = ["ADD_AT_ONCE", "DEFAULT_GRAPH", "GraphSettings", "NearestIndex"]
 
 log = structlog.get_logger(__name__)
 
-# Links of a node, candidates looked at while adding and while searching: docs/decisions.
-_LINKS: Final = 16
-_ADD_WIDTH: Final = 96
-_SEARCH_WIDTH: Final = 384
 # usearch holds Python's lock while it adds: so many faces at once keep all else waiting 10 ms.
 ADD_AT_ONCE: Final = 16
 # Key of the vector that overwrites removed ones.
@@ -34,15 +31,37 @@ _SAMPLE: Final = 64
 _TOLERANCE: Final = 2e-3  # of half floats
 
 
+@dataclass(frozen=True)
+class GraphSettings:
+    """Links of a face, and candidates looked at while adding one and while searching, at least.
+
+    More of any finds more and takes longer; `benchmarks.search` says how much.
+    """
+
+    links: int = 24
+    add_width: int = 128
+    search_width: int = 2048
+
+
+DEFAULT_GRAPH: Final = GraphSettings()
+
+
 class NearestIndex:
     """Nearest embeddings by cosine, approximately. Safe to use from several threads.
 
     Keys are the cursors of results; they have to be added in rising order.
     """
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int, settings: GraphSettings = DEFAULT_GRAPH) -> None:
         self._lock = threading.Lock()
-        self._graph = _new_graph(dimensions)
+        self._settings = settings
+        self._graph = Index(
+            ndim=dimensions,
+            metric="ip",
+            dtype="f16",
+            connectivity=settings.links,
+            expansion_add=settings.add_width,
+        )
         self.covered = 0
         """The highest cursor that was ever added: all above it are for the caller to compare."""
 
@@ -80,7 +99,7 @@ class NearestIndex:
         with self._lock:
             if not len(self._graph):
                 return np.empty(0, np.int64)
-            width = max(_SEARCH_WIDTH, 2 * count)
+            width = max(self._settings.search_width, 2 * count)
             self._graph.expansion_search = width  # type: ignore[misc]  # it has a setter
             found = self._graph.search(example, min(count, len(self._graph)), threads=1)
             return np.asarray(found.keys).astype(np.int64)
@@ -95,16 +114,18 @@ class NearestIndex:
 
     @staticmethod
     def load(
-        path: Path, cursors: NDArray[np.int64], embeddings: NDArray[np.float32]
+        path: Path,
+        cursors: NDArray[np.int64],
+        embeddings: NDArray[np.float32],
+        settings: GraphSettings = DEFAULT_GRAPH,
     ) -> NearestIndex | None:
         """Reads what `save` wrote, if it is of these faces; None when it has to be built again.
 
         `cursors` int64 [N], rising, and `embeddings` float32 [N, D] are all faces that are kept.
         Newer ones than the graph knows may be among them; all others must be the same.
         """
-        index = NearestIndex(embeddings.shape[1])
+        index = NearestIndex(embeddings.shape[1], settings)
         try:
-            index._graph = _new_graph(embeddings.shape[1])
             index._graph.load(os.fspath(path))
             keys = np.sort(np.asarray(index._graph.keys).astype(np.int64))
         except Exception as error:
@@ -125,13 +146,3 @@ class NearestIndex:
             return None
         return index
 
-
-def _new_graph(dimensions: int) -> Index:
-    return Index(
-        ndim=dimensions,
-        metric="ip",
-        dtype="f16",
-        connectivity=_LINKS,
-        expansion_add=_ADD_WIDTH,
-        expansion_search=_SEARCH_WIDTH,
-    )

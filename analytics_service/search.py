@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from analytics_service.nearest import ADD_AT_ONCE, NearestIndex
+from analytics_service.nearest import ADD_AT_ONCE, DEFAULT_GRAPH, GraphSettings, NearestIndex
 
 __all__ = ["Bounds", "FaceIndex", "Filters", "IndexEntry", "Match", "Place"]
 
@@ -137,10 +137,11 @@ class FaceIndex:
     the database then says that it is gone.
     """
 
-    def __init__(self, exact_faces: int) -> None:
+    def __init__(self, exact_faces: int, graph: GraphSettings = DEFAULT_GRAPH) -> None:
         """Empty; the first embedding that is added says its length D."""
         self._lock = threading.Lock()
         self._exact_faces = exact_faces
+        self._graph_settings = graph
         self._columns: dict[str, NDArray[Any]] = {
             name: np.empty(0, kind) for name, kind in _COLUMNS.items()
         }  # each [capacity]
@@ -257,7 +258,7 @@ class FaceIndex:
             if self._graph is None:
                 if self._alive <= self._exact_faces or not self._embeddings.shape[1]:
                     return False
-                self._graph = NearestIndex(self._embeddings.shape[1])
+                self._graph = NearestIndex(self._embeddings.shape[1], self._graph_settings)
             view = self._view()
         tail = self._tail(view)
         rows = np.flatnonzero(view.columns["comparable"][tail : tail + 64 * ADD_AT_ONCE]) + tail
@@ -280,7 +281,9 @@ class FaceIndex:
             if len(rows) <= self._exact_faces or not path.is_file():
                 return False
             cursors = view.columns["cursor"][rows].astype(np.int64)
-            self._graph = NearestIndex.load(path, cursors, view.embeddings[rows])
+            self._graph = NearestIndex.load(
+                path, cursors, view.embeddings[rows], self._graph_settings
+            )
             return self._graph is not None
 
     def save_graph(self, path: Path) -> None:
@@ -307,7 +310,8 @@ class FaceIndex:
         tail = self._tail(view)
         newer = np.flatnonzero(holds[tail:]) + tail
         wanted = limit + (after.passed if after else 0)
-        count = _MORE * wanted
+        # As many more as the filters leave out.
+        count = int(_MORE * wanted * len(view) / np.count_nonzero(holds))
         while count <= _MOST_CANDIDATES:
             cursors = view.graph.search(example, count)
             rows = np.minimum(np.searchsorted(view.columns["cursor"], cursors), len(view) - 1)

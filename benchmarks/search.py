@@ -5,8 +5,9 @@
 The faces are synthetic: unit vectors of the heads' dimension, drawn around persons (a person has
 `--views` faces, whose cosine with each other is about `--similarity`, as the verification figures
 of the heads have it). A query is one more view of a person who is there. Filters keep a tenth of
-all faces. `--alternatives` also measures comparing all, and the other settings that
-docs/decisions/search-index.md speaks of.
+all faces. Persons spread evenly over all dimensions are the hardest case for a graph; those of real
+faces vary in fewer (`--intrinsic`). `--alternatives` also measures comparing all, and the graph's
+own order.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analytics_service.nearest import NearestIndex
+from analytics_service.nearest import GraphSettings, NearestIndex
 from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry
 from benchmarks.report import write_result
 
@@ -36,15 +38,16 @@ def views_of(persons: Vectors, similarity: float, rng: np.random.Generator) -> V
     return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
 
 
-def unit(count: int, rng: np.random.Generator) -> Vectors:
-    """Evenly spread unit vectors."""
-    made = rng.normal(size=(count, WIDTH)).astype(np.float32)
+def unit(count: int, intrinsic: int, rng: np.random.Generator) -> Vectors:
+    """Unit vectors, evenly spread over a subspace of so many dimensions."""
+    base = np.linalg.qr(rng.normal(size=(WIDTH, intrinsic)))[0].T
+    made = (rng.normal(size=(count, intrinsic)) @ base).astype(np.float32)
     return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
 
 
-def filled(faces: Vectors, exact_faces: int) -> tuple[FaceIndex, float]:
+def filled(faces: Vectors, exact_faces: int, graph: GraphSettings) -> tuple[FaceIndex, float]:
     """The service's index with all faces in, and the seconds that its graph took."""
-    index = FaceIndex(exact_faces)
+    index = FaceIndex(exact_faces, graph)
     for start in range(0, len(faces), 2000):
         block = faces[start : start + 2000]
         index.add(
@@ -95,10 +98,16 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--views", type=int, default=5, help="faces of a person")
     parser.add_argument("--similarity", type=float, default=0.6, help="of two views of a person")
+    parser.add_argument(
+        "--intrinsic", type=int, default=WIDTH, help="dimensions that persons differ in"
+    )
+    parser.add_argument("--links", type=int, default=GraphSettings.links)
+    parser.add_argument("--add-width", type=int, default=GraphSettings.add_width)
+    parser.add_argument("--search-width", type=int, default=GraphSettings.search_width)
     parser.add_argument("--alternatives", action="store_true")
     args = parser.parse_args()
     rng = np.random.default_rng(7)
-    persons = unit(max(1, args.faces // args.views), rng)
+    persons = unit(max(1, args.faces // args.views), args.intrinsic, rng)
     who = rng.integers(0, len(persons), args.faces)
     faces = np.concatenate(
         [views_of(persons[part], args.similarity, rng) for part in np.array_split(who, 20)]
@@ -109,7 +118,8 @@ def main() -> None:
     narrow = np.arange(args.faces) % 100 < 10
     right, right_narrow = truth(faces, queries, everything), truth(faces, queries, narrow)
     exact_faces = min(100_000, args.faces // 20)
-    index, seconds = filled(faces, exact_faces)
+    graph = GraphSettings(args.links, args.add_width, args.search_width)
+    index, seconds = filled(faces, exact_faces, graph)
     filters = Filters(age=Bounds(0, 9))
 
     def cursors(query: Vectors, given: Filters = Filters()) -> list[int]:  # noqa: B008
@@ -120,6 +130,8 @@ def main() -> None:
         "dimensions": WIDTH,
         "views_of_a_person": args.views,
         "similarity_of_views": args.similarity,
+        "intrinsic_dimensions": args.intrinsic,
+        "graph": asdict(graph),
         "build_seconds": round(seconds, 1),
         "build_us_a_face": round(1e6 * seconds / args.faces, 1),
         "index_bytes_a_face": round(index.bytes_used / args.faces),

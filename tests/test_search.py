@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from analytics_service.nearest import NearestIndex
+from analytics_service.nearest import GraphSettings, NearestIndex
 from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry, Match, Place
 
 WIDTH = 32
+# Quick to build; thousands of faces need no more.
+QUICK = GraphSettings(links=12, add_width=64, search_width=512)
 
 
 def vectors(count: int, seed: int = 5) -> NDArray[np.float32]:
@@ -37,7 +39,7 @@ def entry(cursor: int, embedding: NDArray[np.float32] | None, **values: Any) -> 
 
 def filled(made: NDArray[np.float32], exact_faces: int) -> FaceIndex:
     """An index of the vectors, cursors from 1, its graph grown where it has one."""
-    index = FaceIndex(exact_faces)
+    index = FaceIndex(exact_faces, QUICK)
     for start in range(0, len(made), 500):
         block = made[start : start + 500]
         index.add([entry(start + k + 1, v, age=float(start + k)) for k, v in enumerate(block)])
@@ -171,7 +173,7 @@ def test_graph_comes_back_after_a_restart(many: NDArray[np.float32], tmp_path: P
     assert path.stat().st_mode & 0o077 == 0
     kept = [entry(k + 1, v) for k, v in enumerate(many[:3200]) if k + 1 not in (7, 8, 9)]
 
-    again = FaceIndex(1000)
+    again = FaceIndex(1000, QUICK)
     again.add(kept)
     assert again.load_graph(path)
     assert again.waiting == 200
@@ -202,7 +204,7 @@ def test_a_graph_that_does_not_fit_is_not_taken(
         kept = [entry(k + 1, v[:16] / np.linalg.norm(v[:16])) for k, v in enumerate(many[:2000])]
     else:
         kept = kept[:900]
-    again = FaceIndex(1000)
+    again = FaceIndex(1000, QUICK)
     again.add(kept)
     assert not again.load_graph(path)
     again.grow_graph()
@@ -212,7 +214,7 @@ def test_a_graph_that_does_not_fit_is_not_taken(
 
 def test_a_removed_embedding_is_not_in_the_file(many: NDArray[np.float32], tmp_path: Path) -> None:
     path = tmp_path / "graph.usearch"
-    index = NearestIndex(WIDTH)
+    index = NearestIndex(WIDTH, QUICK)
     index.add(np.arange(1, 501), many[:500])
     stored = [many[k].astype(np.float16).tobytes() for k in range(500)]
     index.save(path)
