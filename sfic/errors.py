@@ -162,7 +162,7 @@ class AccessDenied(SficError):
     exit_code = 4
 
 
-class AuditBroken(SficError):
+class AuditBroken(InvalidInput):
     """A line of an audit log was changed, removed or put in."""
 
     code = "AUDIT_BROKEN"

@@ -104,11 +104,13 @@ async def three_services(certs: Path, folder: Path) -> AsyncIterator[dict[str, s
 async def status_of(channel: grpc.aio.Channel, method: str) -> grpc.StatusCode:
     """What becomes of a call with an empty message; one that streams counts as let through."""
     if method.endswith("/StreamFrames"):
-        call = channel.stream_stream(method)()
+        call = channel.stream_stream(method)(iter([]))
     else:
         call = channel.unary_stream(method)(b"")
     try:
-        return await asyncio.wait_for(call.code(), 4)
+        # A refusal comes as headers and status in one.
+        await asyncio.wait_for(call.initial_metadata(), 20)
+        return await asyncio.wait_for(call.code(), 0.5)
     except asyncio.TimeoutError:
         return grpc.StatusCode.OK
     finally:

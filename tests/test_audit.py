@@ -136,7 +136,7 @@ def test_the_command_line_shows_and_verifies(tmp_path: Path, sfic: Any) -> None:
     assert sfic("audit", "verify", path, "--head", head).code == 0
     path.write_text("".join(f"{line}\n" for line in lines[1:]))
     broken: Result = sfic("audit", "verify", path)
-    broken.fails(1, "line 1 does not follow")
+    broken.fails(2, "line 1 does not follow")
     sfic("audit", "verify", tmp_path / "none").fails(4, "none")
 
 

@@ -89,8 +89,8 @@ class ServiceSettings(BaseModel):
     rate_limits: dict[str, int] = Field(
         {"camera": 120, "analytics": 600, "decoder": 60_000, "operator": 1_200, "admin": 6_000},
         title="Calls a minute for each client, by role",
-        description="A stream is one call. Over it: RESOURCE_EXHAUSTED with the time to wait. "
-        "Clients that need not say who they are have no limit.",
+        description="A stream is one call. Over it: RESOURCE_EXHAUSTED with the time to wait. A "
+        "role that is not named has no limit, nor have clients that need not say who they are.",
     )
     max_message_bytes: int = Field(
         16 * 1024 * 1024,
