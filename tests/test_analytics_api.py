@@ -17,6 +17,7 @@ from service_rig import codec, encoded_faces, eventually, running_edge
 from services_util import astronaut_jpeg, empty_jpeg
 from test_analytics import count, ids, read_results, running_analytics
 
+from analytics_service.webhooks import HookStore
 from sfic.errors import (
     BundleMismatch,
     ConfigError,
@@ -448,7 +449,13 @@ async def test_webhook_delivers_signed_results_after_failures(tmp_path: Path) ->
             await eventually(lambda: len(receiver.requests) == 4)
             sent += await edge.keep(faces[2:])
             await read_results(stub, 4)
-            await eventually(lambda: set(delivered_ids(receiver)) == set(sent))
+            hooks = HookStore(service._store.database)
+
+            async def booked() -> bool:
+                return await hooks.place("shop:results") == (4, None)
+
+            await eventually(booked)
+            assert set(delivered_ids(receiver)) == set(sent)
             outcomes = {
                 outcome: count(
                     service,
