@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "FaceNotKept",
+    "FaceTooPoor",
     "FrameTooLarge",
     "InvalidInput",
     "LayerMissing",
@@ -30,6 +31,7 @@ __all__ = [
     "StorageError",
     "Unauthenticated",
     "Unavailable",
+    "WatchlistsOff",
 ]
 
 
@@ -71,6 +73,12 @@ class FrameTooLarge(InvalidInput):
     """A message is over the configured size."""
 
     code = "FRAME_TOO_LARGE"
+
+
+class FaceTooPoor(InvalidInput):
+    """The face is too poor to be compared with others."""
+
+    code = "FACE_TOO_POOR"
 
 
 class ConfigError(InvalidInput):
@@ -190,4 +198,12 @@ class Unavailable(SficError):
 
     code = "UNAVAILABLE"
     grpc_status = "UNAVAILABLE"
+    exit_code = 4
+
+
+class WatchlistsOff(SficError):
+    """Watchlists are not switched on at this service."""
+
+    code = "WATCHLISTS_OFF"
+    grpc_status = "FAILED_PRECONDITION"
     exit_code = 4
