@@ -1,0 +1,195 @@
+// Live: faces as they arrive, newest first.
+//
+// The stream brings what is new, the search brings what was before; both are joined by face id. New
+// faces go on top while the person is at the top; otherwise they wait, so that nothing moves away
+// under the eye or the finger, and a button says how many.
+
+import { post } from './api.js';
+import { faceCard } from './card.js';
+import { announce, button, h, icon } from './dom.js';
+import { Filters } from './filters.js';
+import { Grid } from './grid.js';
+import { duration, number, t } from './i18n.js';
+
+const MOST_FACES = 10_000;
+const HISTORY = 200;
+const LATE_MS = 3000;
+const RATE_SECONDS = 10;
+
+export function liveView() {
+  let faces = []; // newest first, at most MOST_FACES
+  let waiting = []; // arrived and not shown, newest first
+  const ids = new Set();
+  const arrivals = []; // [time, count] of the last seconds
+  let paused = false;
+  let wholeHistory = false;
+  let loading = false;
+  let missed = 0;
+  let lag = 0;
+  let state = 'connecting';
+  let generation = 0; // a change of filters makes answers under way stale
+
+  const filters = new Filters(() => { restart(); });
+  const grid = new Grid({ draw: faceCard, label: t('live.faces'), onEnd: () => older(), onScroll: () => { if (grid.atTop && !paused) release(); } });
+  const stateChip = h('span', { class: 'chip state' });
+  const facts = h('span', { class: 'facts' });
+  const missedChip = h('span', { class: 'chip warn', hidden: true });
+  const pause = button(t('live.pause'), { icon: 'pause', onclick: () => toggle(), 'aria-pressed': 'false' });
+  const more = h('button', { type: 'button', class: 'pill', hidden: true, onclick: () => { release(); grid.top(); } });
+  const empty = h('div', { class: 'empty', hidden: true });
+  const element = h('section', { class: 'view live' },
+    h('header', { class: 'bar' },
+      h('h1', {}, t('live.title')), stateChip, missedChip, facts,
+      h('div', { class: 'bar-end' }, filters.element, pause)),
+    h('div', { class: 'grid-frame' }, more, grid.element, empty));
+
+  function toggle() {
+    paused = !paused;
+    pause.setAttribute('aria-pressed', String(paused));
+    pause.replaceChildren(icon(paused ? 'play' : 'pause'), h('span', {}, t(paused ? 'live.resume' : 'live.pause')));
+    if (!paused) { release(); grid.top(); }
+    show();
+  }
+
+  const holds = () => paused || !grid.atTop || grid.hasFocus;
+
+  function take(fresh) {
+    const news = fresh.filter((face) => !ids.has(face.id) && filters.passes(face));
+    for (const face of fresh) filters.know(face.camera);
+    if (!news.length) return;
+    for (const face of news) ids.add(face.id);
+    waiting = news.reverse().concat(waiting);
+    if (!holds()) release();
+  }
+
+  function release() {
+    if (!waiting.length) return;
+    faces = waiting.concat(faces);
+    waiting = [];
+    if (faces.length > MOST_FACES) {
+      for (const face of faces.splice(MOST_FACES)) ids.delete(face.id);
+      wholeHistory = true;
+    }
+    grid.set(faces);
+    show();
+  }
+
+  // What was before the oldest face shown, or the newest when there is none.
+  async function older() {
+    if (loading || wholeHistory) return;
+    loading = true;
+    const mine = generation;
+    try {
+      const last = faces.at(-1);
+      const form = { ...filters.form(), limit: HISTORY };
+      if (last) form.captured_until = new Date(last.captured + 1).toISOString();
+      const { hits } = await post('/api/search', form);
+      if (mine !== generation) return;
+      join(hits);
+      // All of a full page known: more faces share the last one's time than fit a page.
+      if (hits.length < HISTORY || faces.at(-1) === last) wholeHistory = true;
+    } catch { /* the stream's state tells that analytics is away; asked again when it is back */ } finally {
+      loading = false;
+      show();
+    }
+  }
+
+  function join(hits) {
+    const news = hits.filter((face) => !ids.has(face.id));
+    for (const face of hits) filters.know(face.camera);
+    for (const face of news) ids.add(face.id);
+    faces = faces.concat(news).sort((a, b) => b.captured - a.captured);
+    grid.set(faces);
+  }
+
+  // After a gap: what came while we were away.
+  async function newest() {
+    const mine = generation;
+    try {
+      const { hits } = await post('/api/search', { ...filters.form(), limit: HISTORY });
+      if (mine === generation) join(hits);
+    } catch { /* as above */ }
+    show();
+  }
+
+  function restart() {
+    generation += 1;
+    faces = [];
+    waiting = [];
+    ids.clear();
+    wholeHistory = false;
+    loading = false;
+    grid.set(faces);
+    grid.top();
+    older();
+    show();
+  }
+
+  function rate() {
+    const since = Date.now() - RATE_SECONDS * 1000;
+    while (arrivals.length && arrivals[0][0] < since) arrivals.shift();
+    return arrivals.reduce((sum, [, count]) => sum + count, 0) / RATE_SECONDS;
+  }
+
+  function show() {
+    const late = state === 'open' && lag > LATE_MS;
+    const shown = paused && state === 'open' ? 'paused' : late ? 'late' : state;
+    const words = shown === 'late' ? t('live.state.late', { lag: duration(lag) }) : t(`live.state.${shown}`);
+    if (stateChip.dataset.state !== shown && stateChip.dataset.state) announce(words);
+    stateChip.dataset.state = shown;
+    stateChip.replaceChildren(h('span', { class: 'dot' }), words);
+    missedChip.hidden = !missed;
+    missedChip.textContent = t('live.missed', { count: missed });
+    missedChip.title = t('live.missed.why');
+    const perSecond = rate();
+    facts.textContent = [
+      t('live.count', { count: faces.length }),
+      t('live.cameras', { count: filters.cameras.size }),
+      perSecond ? t('live.rate', { value: number(perSecond, 1) }) : null,
+      state === 'open' && perSecond ? t('live.lag', { value: duration(lag) }) : null,
+    ].filter(Boolean).join('  ·  ');
+    more.hidden = !waiting.length;
+    more.replaceChildren(icon('up'), t('live.waiting', { count: waiting.length }));
+    empty.hidden = faces.length > 0 || loading;
+    empty.replaceChildren(icon('person'), h('p', {}, t(filters.reset.hidden ? 'live.empty' : 'live.empty.filtered')));
+  }
+
+  const source = new EventSource('/api/live');
+  const read = (event) => JSON.parse(event.data);
+  let opened = false;
+  source.addEventListener('ready', () => {
+    state = 'open';
+    if (opened) newest();
+    else older();
+    opened = true;
+    show();
+  });
+  source.addEventListener('faces', (event) => {
+    const content = read(event);
+    state = 'open';
+    missed += content.missed;
+    lag = content.lag_ms;
+    arrivals.push([Date.now(), content.faces.length]);
+    take(content.faces);
+    show();
+  });
+  source.addEventListener('pulse', () => { if (state === 'open') lag = 0; show(); });
+  source.addEventListener('away', (event) => {
+    const { code } = read(event);
+    state = code === 'FORBIDDEN' ? 'refused' : 'away';
+    show();
+  });
+  source.addEventListener('error', () => { state = 'lost'; show(); });
+  const ticking = setInterval(show, 1000);
+  show();
+
+  return {
+    element,
+    title: t('live.title'),
+    close() {
+      source.close();
+      clearInterval(ticking);
+      grid.close();
+    },
+  };
+}

@@ -1,0 +1,87 @@
+// The frame around the views: navigation, theme, language, who is signed in.
+
+import { get } from './api.js';
+import { h, icon } from './dom.js';
+import { faceView } from './face.js';
+import { LANGUAGES, chooseLanguage, currentLanguage, loadLanguage, t } from './i18n.js';
+import { liveView } from './live.js';
+import { searchView } from './search.js';
+import { systemView } from './system.js';
+
+const VIEWS = {
+  live: () => liveView(),
+  search: (_, parameters) => searchView(parameters),
+  system: () => systemView(),
+  face: (id) => faceView(id),
+};
+const PLACES = ['live', 'search', 'system'];
+const THEMES = { auto: 'contrast', light: 'sun', dark: 'moon' };
+
+let view = null;
+const main = h('main', { id: 'main', tabindex: '-1' });
+
+function navigation() {
+  return h('nav', { class: 'places', 'aria-label': t('nav.label') }, PLACES.map((name) => h('a', { href: `#/${name}`, class: 'place', dataset: { place: name } }, icon(name), h('span', {}, t(`${name}.title`)))));
+}
+
+function themeSwitch() {
+  const current = () => localStorage.getItem('sfic.theme') ?? 'auto';
+  const control = h('button', { type: 'button', class: 'tool', onclick: () => {
+    const names = Object.keys(THEMES);
+    const next = names[(names.indexOf(current()) + 1) % names.length];
+    if (next === 'auto') {
+      localStorage.removeItem('sfic.theme');
+      delete document.documentElement.dataset.theme;
+    } else {
+      localStorage.setItem('sfic.theme', next);
+      document.documentElement.dataset.theme = next;
+    }
+    draw();
+  } });
+  const draw = () => control.replaceChildren(icon(THEMES[current()]), h('span', {}, t(`theme.${current()}`)));
+  draw();
+  return control;
+}
+
+function languageSwitch() {
+  return h('label', { class: 'tool' }, h('span', { class: 'visually-hidden' }, t('language')), h('select', {
+    onchange: async (event) => { chooseLanguage(event.target.value); await loadLanguage(); frame(); show(); },
+  }, Object.entries(LANGUAGES).map(([tag, name]) => h('option', { value: tag, lang: tag, selected: tag === currentLanguage() }, name))));
+}
+
+function person(session) {
+  const words = session.mode === 'local' ? t('session.local') : `${session.name} · ${t(`role.${session.role}`)}`;
+  return h('div', { class: 'person', title: session.mode === 'local' ? t('session.local.why') : '' }, icon(session.mode === 'local' ? 'lock' : 'person'), h('span', {}, words));
+}
+
+let session = { mode: 'local' };
+
+function frame() {
+  document.body.replaceChildren(
+    h('a', { class: 'skip', href: '#main', onclick: (event) => { event.preventDefault(); main.focus(); } }, t('nav.skip')),
+    h('header', { class: 'rail' },
+      h('div', { class: 'brand' }, h('img', { src: '/icon.svg', alt: '', width: '28', height: '28' }), h('span', {}, 'sfic')),
+      navigation(),
+      h('div', { class: 'tools' }, person(session), themeSwitch(), languageSwitch())),
+    main);
+}
+
+function show() {
+  const [path, query = ''] = location.hash.slice(2).split('?');
+  const [name, argument = ''] = path.split('/');
+  const made = VIEWS[name] ? name : 'live';
+  view?.close();
+  view = VIEWS[made](decodeURIComponent(argument), new URLSearchParams(query));
+  main.replaceChildren(view.element);
+  document.title = t('title', { view: view.title });
+  for (const link of document.querySelectorAll('.place')) {
+    if (link.dataset.place === made) link.setAttribute('aria-current', 'page');
+    else link.removeAttribute('aria-current');
+  }
+}
+
+await loadLanguage();
+session = await get('/api/session').catch(() => session);
+frame();
+addEventListener('hashchange', () => { show(); main.focus({ preventScroll: true }); });
+show();

@@ -1,0 +1,78 @@
+// System: are the services well, what do they run on, which cameras send, what went wrong.
+
+import { get } from './api.js';
+import { h, icon, styled } from './dom.js';
+import { bytes, clock, duration, known, number, percent, t } from './i18n.js';
+
+const EVERY_MS = 5000;
+const CAMERAS_EVERY_MS = 15_000;
+const QUIET_MS = 10 * 60_000;
+const AS_BYTES = new Set(['store_bytes', 'index_bytes', 'cache_bytes']);
+const AS_SECONDS = /_p95$/;
+// Figures that should be nought, and stand out when they are not.
+const BAD = new Set(['feed_missed', 'missed']);
+
+const figure = (name, value) => {
+  if (value === null) return '–';
+  if (AS_BYTES.has(name)) return bytes(value);
+  if (AS_SECONDS.test(name)) return t('system.at_most', { value: duration(1000 * value) });
+  return number(value);
+};
+
+export function systemView() {
+  const health = h('div', { class: 'services' });
+  const pages = h('div', { class: 'pages' });
+  const cameraRows = h('tbody');
+  const errors = h('div');
+  const state = h('span', { class: 'facts', role: 'status' });
+  const cameraTable = h('div', { class: 'table-frame', tabindex: '0', role: 'region', 'aria-label': t('system.cameras') }, h('table', {},
+    h('thead', {}, h('tr', {}, ['fact.camera', 'fact.edge', 'system.camera.last', 'system.camera.faces', 'fact.score'].map((key) => h('th', { scope: 'col' }, t(key))))), cameraRows));
+  const box = (title, hint, ...content) => h('section', { class: 'panel-box' }, h('h2', {}, title), hint ? h('p', { class: 'faint' }, hint) : null, ...content);
+  const element = h('section', { class: 'view system' },
+    h('header', { class: 'bar' }, h('h1', {}, t('system.title')), state),
+    h('div', { class: 'system-columns' },
+      box(t('system.services'), null, health),
+      box(t('system.cameras'), t('system.cameras.hint'), cameraTable),
+      box(t('system.figures'), t('system.figures.hint'), pages),
+      box(t('system.errors'), t('system.errors.hint'), errors)));
+
+  function drawServices(services) {
+    health.replaceChildren(...services.map((each) => h('div', { class: 'service', dataset: { state: each.state } },
+      h('div', { class: 'service-head' }, h('span', { class: 'dot' }), h('strong', {}, t(`service.${each.kind}`)), h('span', { class: 'chip' }, t(`service.state.${each.state}`))),
+      h('div', { class: 'faint' }, each.address, each.state === 'serving' ? ` · ${duration(each.milliseconds)}` : ''),
+      each.runs ? h('dl', { class: 'facts-list' }, Object.entries(each.runs).flatMap(([name, value]) => [
+        h('dt', {}, known(`system.runs.${name}`) ? t(`system.runs.${name}`) : name), h('dd', {}, h('code', {}, String(value).replace('ExecutionProvider', '')))])) : null)));
+    const well = services.filter((each) => each.state === 'serving').length;
+    state.textContent = t('system.well', { well, all: services.length });
+  }
+
+  function drawPages(list) {
+    pages.replaceChildren(...list.map((page) => h('div', { class: 'figures' },
+      h('h3', {}, page.kind ? t(`service.${page.kind}`) : t('system.page.unread'), h('span', { class: 'faint' }, ` ${page.address}`)),
+      page.runs?.provider ? h('p', { class: 'faint' }, t('system.provider', { provider: page.runs.provider.replace('ExecutionProvider', ''), bundle: page.runs.model_bundle })) : null,
+      h('dl', { class: 'figure-grid' }, Object.entries(page.figures).map(([name, value]) => h('div', { class: BAD.has(name) && value ? 'figure bad' : 'figure' },
+        h('dt', {}, t(`figure.${page.kind}.${name}`)), h('dd', {}, figure(name, value))))))));
+    if (!list.length) pages.replaceChildren(h('p', { class: 'faint' }, t('system.page.none')));
+    const faults = list.flatMap((page) => page.errors.map((error) => ({ ...error, kind: page.kind })));
+    errors.replaceChildren(faults.length ? h('div', { class: 'table-frame' }, h('table', {}, h('thead', {}, h('tr', {}, ['system.error.service', 'system.error.call', 'system.error.code', 'system.error.count'].map((key) => h('th', { scope: 'col' }, t(key))))),
+      h('tbody', {}, faults.map((each) => h('tr', {}, h('td', {}, t(`service.${each.kind}`)), h('td', {}, each.method), h('td', {}, h('code', {}, each.code)), h('td', { class: 'number' }, number(each.calls)))))))
+      : h('p', { class: 'all-well' }, icon('check'), t('system.errors.none')));
+  }
+
+  function drawCameras(cameras) {
+    cameraRows.replaceChildren(...cameras.map((each) => h('tr', {},
+      h('td', {}, h('a', { href: `#/live`, class: 'plain' }, each.camera)), h('td', {}, each.edge),
+      h('td', { class: Date.now() - each.last > QUIET_MS ? 'faint' : '' }, clock(each.last)),
+      h('td', { class: 'number' }, number(each.faces)),
+      h('td', {}, h('span', { class: 'with-output' }, styled(h('span', { class: 'measure' }), { '--part': each.mean_score }), percent(each.mean_score))))));
+    if (!cameras.length) cameraRows.replaceChildren(h('tr', {}, h('td', { colspan: '5', class: 'faint' }, t('system.cameras.none'))));
+  }
+
+  const fault = (error) => { state.textContent = error.words ?? error.message; };
+  const poll = () => get('/api/system').then((content) => { drawServices(content.services); drawPages(content.pages); }).catch(fault);
+  const pollCameras = () => get('/api/cameras').then(drawCameras).catch(fault);
+  poll();
+  pollCameras();
+  const timers = [setInterval(poll, EVERY_MS), setInterval(pollCameras, CAMERAS_EVERY_MS)];
+  return { element, title: t('system.title'), close: () => timers.forEach(clearInterval) };
+}
