@@ -82,9 +82,10 @@ class Peers:
     ) -> analytics_pb2.SearchFacesResponse:
         """Ask analytics for faces; raises errors of the tree."""
         with sfic_errors("analytics"):
-            return await self.analytics.SearchFaces(
+            answer: analytics_pb2.SearchFacesResponse = await self.analytics.SearchFaces(
                 asked, timeout=self.settings.answer_seconds, metadata=caller.metadata
             )
+        return answer
 
     async def health(self, caller: Caller) -> list[Health]:
         """Ask every service whether it takes calls."""

@@ -78,9 +78,7 @@ class ConsoleServer:
             await asyncio.sleep(0.01)
             if self._serving.done():
                 await self._serving
-        log.info(
-            "serving", service="console", url=self.url, metrics=self.metrics_address or None
-        )
+        log.info("serving", service="console", url=self.url, metrics=self.metrics_address or None)
 
     async def stop(self) -> None:
         """End the live streams, let requests finish within the grace time, hang up."""

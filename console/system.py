@@ -26,7 +26,7 @@ _PAGE_SECONDS = 2.0
 _CAMERA_SAMPLE = 500
 _QUIET_CODES = ("OK", "CANCELLED")
 
-# Figures of each kind of service, by the name the page knows: how to read it, and from which metric.
+# Figures of each kind of service by the name the page knows: how to read it, from which metric.
 FIGURES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "edge": {
         "camera_streams": ("sum", "sfic_edge_camera_streams"),
@@ -61,7 +61,7 @@ FIGURES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     },
 }
 
-Sample = tuple[str, Mapping[str, str], float]
+Sample = tuple[str, dict[str, str], float]
 
 
 async def services(peers: Peers, caller: Caller) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The three services as child processes: start, wait until they take calls, stop.
+"""The services as child processes: start, wait until they take calls, stop.
 
 What belongs here: what `sfic serve all` and `sfic demo` share. The services are started as a user
 starts them (`sfic serve NAME`) and asked over their own health checks; nothing of them is imported.
@@ -31,6 +31,7 @@ class _Child:
     address: str
     process: subprocess.Popen[bytes]
     log: Path | None
+    serves: Callable[[str, float], bool]
     ready: bool = False
 
 
@@ -48,8 +49,12 @@ class ServiceGroup:
         address: str,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        asked: Callable[[str, float], bool] = serves,
     ) -> None:
-        """Start `sfic serve NAME ARGUMENTS`, which is to take calls on `address`."""
+        """Start `sfic serve NAME ARGUMENTS`, which is to take calls on `address`.
+
+        `asked`: how to find out whether it does, from its address and a time limit in seconds.
+        """
         log = self._log_directory / f"{name}.log" if self._log_directory else None
         with contextlib.ExitStack() as stack:
             stderr: IO[Any] | None = stack.enter_context(log.open("wb")) if log else None
@@ -60,7 +65,7 @@ class ServiceGroup:
                 stderr=stderr,
                 env={**os.environ, **(environment or {})},
             )
-        self._children.append(_Child(name, address, process, log))
+        self._children.append(_Child(name, address, process, log, asked))
 
     def wait_ready(
         self, timeout_seconds: float, on_ready: Callable[[str], None] = lambda name: None
@@ -73,7 +78,7 @@ class ServiceGroup:
         while not all(child.ready for child in self._children):
             self.check()
             for child in self._children:
-                if not child.ready and serves(child.address, timeout_seconds=0.5):
+                if not child.ready and child.serves(child.address, 0.5):
                     child.ready = True
                     on_ready(child.name)
             if time.monotonic() > deadline:

@@ -29,6 +29,8 @@ _EXTRA_OF = {
     "openvino": "train",
     "safetensors": "train",
     "scipy": "train",
+    "fastapi": "console",
+    "uvicorn": "console",
 }
 
 app = typer.Typer(
