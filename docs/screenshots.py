@@ -145,6 +145,7 @@ async def face(page: Page, url: str, face_id: str, purpose: str) -> None:
     await page.goto(f"{url}/#/face/{face_id}")
     await page.fill("#purpose", purpose)
     await page.check(".ask input[type=checkbox]")
+    await page.set_input_files("#frame-file", demo_photograph())
     await page.click(".ask button[type=submit]")
     await page.wait_for_selector(".step[data-layer=enhanced][data-state=done]", timeout=60_000)
 

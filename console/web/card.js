@@ -2,7 +2,7 @@
 
 import { h, icon, styled } from './dom.js';
 import { inShort } from './estimates.js';
-import { clock, number, percent, t } from './i18n.js';
+import { clock, fixed, percent, t } from './i18n.js';
 import { preview } from './previews.js';
 
 const LIKELY = 0.5;
@@ -15,7 +15,7 @@ export function faceCard(face, { similarity } = {}) {
   const name = [
     t('card.name', { camera: face.camera, time: clock(face.captured) }),
     t('card.score', { value: percent(face.score) }), ...words,
-    similarity === undefined ? null : t('card.similarity', { value: number(similarity, 2) }),
+    similarity === undefined ? null : t('card.similarity', { value: fixed(similarity, 2) }),
   ].filter(Boolean).join(', ');
   const link = h('a', { class: 'card', href: `#/face/${face.id}`, 'aria-label': name },
     picture,
@@ -24,7 +24,7 @@ export function faceCard(face, { similarity } = {}) {
       h('time', { class: 'card-time', datetime: new Date(face.captured).toISOString() }, clock(face.captured)),
       h('div', { class: 'card-words' }, words.length ? words.join(' · ') : t('card.nothing'))),
     similarity === undefined ? null
-      : h('span', { class: `badge similarity${similarity >= LIKELY ? ' likely' : ''}` }, number(similarity, 2)));
+      : h('span', { class: `badge similarity${similarity >= LIKELY ? ' likely' : ''}` }, fixed(similarity, 2)));
   const element = h('div', { class: 'cell' }, link);
   element.leave = preview(face.id, (address) => {
     if (!address) {

@@ -8,7 +8,7 @@ const POSE = ['yaw', 'pitch', 'roll'];
 
 function word(name, value) {
   if (name === 'age') return t('estimate.age.value', { count: Math.round(value) });
-  if (POSE.includes(name)) return t('estimate.degrees', { value: `${value > 0 ? '+' : ''}${number(value)}` });
+  if (POSE.includes(name)) return t('estimate.degrees', { value: `${value >= 0.5 ? '+' : ''}${number(Math.round(value) + 0)}` });
   const side = value >= 0.5 ? 'yes' : 'no';
   const key = `estimate.${name}.${side}`;
   return known(key) ? t(key) : t('estimate.share', { value: number(100 * value) });

@@ -9,7 +9,7 @@ const GAP = 12;
 const ROWS_BEYOND = 2;
 
 export class Grid {
-  constructor({ draw, label, narrowest = 164, caption = 92, onEnd = () => {}, onScroll = () => {} }) {
+  constructor({ draw, label, narrowest = 164, caption = 98, onEnd = () => {}, onScroll = () => {} }) {
     this.draw = draw;
     this.narrowest = narrowest;
     this.caption = caption;
@@ -50,7 +50,7 @@ export class Grid {
   }
 
   measure() {
-    const width = this.element.clientWidth;
+    const width = this.sheet.clientWidth;
     const narrowest = Math.min(this.narrowest, Math.max(110, (width - GAP) / 2));
     this.columns = Math.max(1, Math.floor((width + GAP) / (narrowest + GAP)));
     this.width = (width - GAP * (this.columns - 1)) / this.columns;

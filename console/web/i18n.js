@@ -5,11 +5,13 @@ export const LANGUAGES = { en: 'English', de: 'Deutsch' };
 let words = {};
 let plural;
 let language = 'en';
+let tag = 'en'; // with the region, for dates and numbers
 
 export async function loadLanguage() {
   const wanted = [localStorage.getItem('sfic.language'), ...navigator.languages.map((tag) => tag.slice(0, 2))];
   language = wanted.find((tag) => tag in LANGUAGES) ?? 'en';
   words = await (await fetch(`/locales/${language}.json`)).json();
+  tag = navigator.languages.find((each) => each.slice(0, 2) === language) ?? language;
   plural = new Intl.PluralRules(language);
   document.documentElement.lang = language;
 }
@@ -35,12 +37,15 @@ export function t(key, values = {}) {
 
 const formats = new Map();
 function format(kind, options) {
-  const key = `${kind.name}${language}${JSON.stringify(options)}`;
-  if (!formats.has(key)) formats.set(key, new kind(language, options));
+  const key = `${kind.name}${tag}${JSON.stringify(options)}`;
+  if (!formats.has(key)) formats.set(key, new kind(tag, options));
   return formats.get(key);
 }
 
 export const number = (value, digits = 0) => format(Intl.NumberFormat, { maximumFractionDigits: digits }).format(value);
+
+// With all its digits, for columns of figures.
+export const fixed = (value, digits) => format(Intl.NumberFormat, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
 
 export const percent = (value) => format(Intl.NumberFormat, { style: 'percent', maximumFractionDigits: 0 }).format(value);
 
@@ -53,15 +58,14 @@ export function bytes(value) {
   }).format(value);
 }
 
+// In SI symbols, which are the same in every language.
 export function duration(milliseconds) {
-  if (milliseconds < 1000) return format(Intl.NumberFormat, { style: 'unit', unit: 'millisecond', maximumFractionDigits: milliseconds < 10 ? 1 : 0 }).format(milliseconds);
+  if (milliseconds < 1000) return `${number(milliseconds, milliseconds < 10 ? 1 : 0)} ms`;
   const seconds = milliseconds / 1000;
-  if (seconds < 120) return format(Intl.NumberFormat, { style: 'unit', unit: 'second', maximumFractionDigits: 1 }).format(seconds);
-  const minutes = seconds / 60;
-  if (minutes < 120) return format(Intl.NumberFormat, { style: 'unit', unit: 'minute', maximumFractionDigits: 0 }).format(minutes);
-  const hours = minutes / 60;
-  if (hours < 48) return format(Intl.NumberFormat, { style: 'unit', unit: 'hour', maximumFractionDigits: 0 }).format(hours);
-  return format(Intl.NumberFormat, { style: 'unit', unit: 'day', maximumFractionDigits: 0 }).format(hours / 24);
+  if (seconds < 120) return `${number(seconds, 1)} s`;
+  if (seconds < 7200) return `${number(seconds / 60)} min`;
+  if (seconds < 172_800) return `${number(seconds / 3600)} h`;
+  return `${number(seconds / 86_400)} d`;
 }
 
 // Time of day; with the date when it is not today.

@@ -31,10 +31,12 @@ export function systemView() {
   const element = h('section', { class: 'view system' },
     h('header', { class: 'bar' }, h('h1', {}, t('system.title')), state),
     h('div', { class: 'system-columns' },
-      box(t('system.services'), null, health),
-      box(t('system.cameras'), t('system.cameras.hint'), cameraTable),
-      box(t('system.figures'), t('system.figures.hint'), pages),
-      box(t('system.errors'), t('system.errors.hint'), errors)));
+      h('div', { class: 'column' },
+        box(t('system.services'), null, health),
+        box(t('system.cameras'), t('system.cameras.hint'), cameraTable),
+        box(t('system.errors'), t('system.errors.hint'), errors)),
+      h('div', { class: 'column' },
+        box(t('system.figures'), t('system.figures.hint'), pages))));
 
   function drawServices(services) {
     health.replaceChildren(...services.map((each) => h('div', { class: 'service', dataset: { state: each.state } },
