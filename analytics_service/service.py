@@ -90,6 +90,7 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
                 self._queue,
                 self._metrics,
                 settings.reconnect_seconds,
+                settings.edge_identity(),
             )
             self._keep_running(feed.run())
         worker = Worker(

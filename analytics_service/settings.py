@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from sfic.service.settings import ServiceSettings, split_address
+from sfic.service.addresses import split_address
+from sfic.service.settings import EdgeClientSettings
 
 __all__ = ["AnalyticsSettings"]
 
 
-class AnalyticsSettings(ServiceSettings):
+class AnalyticsSettings(EdgeClientSettings):
     """Everything that can be set; a default says what a single machine needs."""
 
     service: ClassVar[str] = "analytics"

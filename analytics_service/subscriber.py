@@ -30,8 +30,9 @@ from analytics_service.records import StoredResult, make_result
 from analytics_service.store import FailedFace, ResultStore
 from sfic.analysis import Analysis
 from sfic.codec import Codec
-from sfic.errors import InvalidInput, SficError, StorageError
+from sfic.errors import ConfigError, InvalidInput, SficError, StorageError
 from sfic.service.client import Backoff, from_rpc_error, open_channel
+from sfic.service.identity import Identity
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
 
 __all__ = ["Arrival", "EdgeFeed", "Worker"]
@@ -60,14 +61,16 @@ class EdgeFeed:
         queue: asyncio.Queue[Arrival],
         metrics: AnalyticsMetrics,
         longest_wait: float,
+        identity: Identity | None = None,
     ) -> None:
-        """`request` holds the filters; its cursor is set here."""
+        """`request` holds the filters; its cursor is set here. `identity`: as whom we call."""
         self._edge = edge
         self._cursor = cursor
         self._request = request
         self._queue = queue
         self._metrics = metrics
         self._backoff = Backoff(longest=longest_wait)
+        self._identity = identity
 
     async def run(self) -> None:
         """Reads, and connects again after every failure, until cancelled."""
@@ -78,6 +81,8 @@ class EdgeFeed:
                 try:
                     await self._read()
                     reason = "the edge ended the stream"
+                except ConfigError as problem:
+                    reason = problem.message  # A certificate or token, perhaps being renewed.
                 except grpc.RpcError as rpc_error:
                     error = from_rpc_error(rpc_error, f"edge {self._edge}")
                     reason = error.message
@@ -95,7 +100,7 @@ class EdgeFeed:
             connected.set(0)
 
     async def _read(self) -> None:
-        async with open_channel(self._edge, retry=False) as channel:
+        async with open_channel(self._edge, identity=self._identity, retry=False) as channel:
             request = edge_pb2.SubscribeRequest()
             request.CopyFrom(self._request)
             request.after_cursor = self._cursor

@@ -56,7 +56,7 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
         settings = self.settings
         self._codec = await asyncio.get_running_loop().run_in_executor(self._pool, self._load_codec)
         self._painter = Painter(self._codec, self._metrics, self._limits, settings.jpeg_quality)
-        self._channel = open_channel(settings.edge)
+        self._channel = open_channel(settings.edge, identity=settings.edge_identity())
         self._source = LayerSource(
             self._channel,
             settings.edge,

@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from sfic.service.settings import ServiceSettings, split_address
+from sfic.service.addresses import split_address
+from sfic.service.settings import EdgeClientSettings
 
 __all__ = ["DecoderSettings"]
 
 
-class DecoderSettings(ServiceSettings):
+class DecoderSettings(EdgeClientSettings):
     """What a decoder can be told."""
 
     service: ClassVar[str] = "decoder"

@@ -27,8 +27,9 @@ from console.messages import SearchForm, face_json
 from console.peers import Caller, Peers
 from console.pictures import Pictures, picture_request
 from console.queries import PictureReader, search
+from console.sessions import COOKIE, Sessions
 from console.settings import ConsoleSettings
-from sfic.errors import LimitExceeded, SficError
+from sfic.errors import LimitExceeded, SficError, Unauthenticated
 
 __all__ = ["WEB", "create_app"]
 
@@ -47,8 +48,9 @@ _HTTP_STATUS = {
 
 
 async def caller(request: Request) -> Caller:
-    """The person who asks."""
-    return Caller()
+    """The person who asks; `Unauthenticated` when nobody has signed in."""
+    sessions: Sessions = request.app.state.sessions
+    return sessions.caller(request.cookies.get(COOKIE, ""))
 
 
 Who = Annotated[Caller, Depends(caller)]
@@ -62,6 +64,7 @@ def create_app(
 ) -> FastAPI:
     """The application; `stopping` ends the live streams."""
     app = FastAPI(title="sfic console", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.sessions = sessions = Sessions(settings)
     pictures = Pictures(peers)
     reader = PictureReader(settings)
     started = time.time()
@@ -91,8 +94,28 @@ def create_app(
         return {"status": "stopping" if stopping.is_set() else "serving"}
 
     @app.get("/api/session")
-    async def session(who: Who) -> dict[str, Any]:
-        return {"mode": "local", "name": who.name, "role": who.role, "version": _version()}
+    async def session(request: Request) -> dict[str, Any]:
+        return {**sessions.describe(request.cookies.get(COOKIE, "")), "version": _version()}
+
+    @app.post("/api/session")
+    async def sign_in(token: Annotated[str, Body(embed=True, max_length=4096)]) -> JSONResponse:
+        name = sessions.sign_in(token.strip())
+        answer = JSONResponse(sessions.describe(name))
+        answer.set_cookie(
+            COOKIE,
+            name,
+            httponly=True,
+            samesite="strict",
+            secure=settings.tls_certificate is not None,
+        )
+        return answer
+
+    @app.delete("/api/session")
+    async def sign_out(request: Request) -> JSONResponse:
+        sessions.sign_out(request.cookies.get(COOKIE, ""))
+        answer = JSONResponse({})
+        answer.delete_cookie(COOKIE)
+        return answer
 
     @app.get("/api/live")
     async def live(request: Request, who: Who) -> StreamingResponse:
@@ -102,6 +125,7 @@ def create_app(
                 limit=str(settings.max_streams_per_connection),
             )
         last = request.headers.get("last-event-id", "")
+        name = request.cookies.get(COOKIE, "")
 
         async def events() -> AsyncIterator[bytes]:
             live_views[who.name] += 1
@@ -110,6 +134,10 @@ def create_app(
                     cursor = int(last) if last.isascii() and last.isdigit() else 0
                     async for event in follow(peers, who, cursor, stopping):
                         yield event
+                        # A stream ends with its session: raises when that is over.
+                        sessions.caller(name)
+            except Unauthenticated:
+                return
             finally:
                 live_views[who.name] -= 1
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from console.settings import ConsoleSettings
-from sfic.service.settings import split_address
+from sfic.service.addresses import split_address
 
 __all__ = ["Guard", "HEADERS", "allowed_hosts"]
 

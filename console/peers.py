@@ -16,6 +16,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from console.settings import ConsoleSettings
+from sfic.errors import AccessDenied
+from sfic.roles import Role
+from sfic.service.access import ACCESS
 from sfic.service.client import open_channel, sfic_errors
 from sfic.v1 import analytics_pb2, analytics_pb2_grpc, decoder_pb2_grpc
 
@@ -29,9 +32,18 @@ class Caller:
     """The person on whose behalf a call is made."""
 
     name: str = ""
-    role: str = ""
+    roles: frozenset[Role] = frozenset()
     token: str = ""
     """Sent along with every call; empty where the services ask for none."""
+
+    def check(self, method: str) -> None:
+        """Raise `AccessDenied` unless a role of this person may call "Service/Method".
+
+        The services check the token as well; this holds also where they only know the console's
+        own certificate.
+        """
+        if not self.roles & ACCESS[f"/sfic.v1.{method}"]:
+            raise AccessDenied(f"{self.name} may not call {method}", method=method)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
@@ -53,14 +65,13 @@ class Health:
 class Peers:
     """Channels to the services; open inside the event loop, closed with `close`."""
 
-    def __init__(
-        self, settings: ConsoleSettings, credentials: grpc.ChannelCredentials | None = None
-    ) -> None:
+    def __init__(self, settings: ConsoleSettings) -> None:
         self.settings = settings
+        identity = settings.services_identity()
 
         def channel(address: str) -> grpc.aio.Channel:
             return open_channel(
-                address, max_message_bytes=settings.max_message_bytes, credentials=credentials
+                address, max_message_bytes=settings.max_message_bytes, identity=identity
             )
 
         self._channels: list[tuple[str, str, grpc.aio.Channel]] = [
@@ -81,6 +92,7 @@ class Peers:
         self, asked: analytics_pb2.SearchFacesRequest, caller: Caller
     ) -> analytics_pb2.SearchFacesResponse:
         """Ask analytics for faces; raises errors of the tree."""
+        caller.check("Analytics/SearchFaces")
         with sfic_errors("analytics"):
             answer: analytics_pb2.SearchFacesResponse = await self.analytics.SearchFaces(
                 asked, timeout=self.settings.answer_seconds, metadata=caller.metadata

@@ -66,6 +66,7 @@ class Pictures:
         A line holds `level`, its `picture` (and `frame`, when pasted back) in base64, bytes and
         milliseconds; or `error` with code and message. Pictures already sent stay valid.
         """
+        caller.check("CloudDecoder/Reconstruct")
         asked.format = decoder_pb2.PICTURE_FORMAT_JPEG
         call = self._peers.decoder.Reconstruct(
             asked, timeout=self._settings.answer_seconds, metadata=caller.metadata
@@ -97,6 +98,7 @@ class Pictures:
     async def _last(
         self, asked: decoder_pb2.ReconstructRequest, caller: Caller
     ) -> decoder_pb2.ReconstructResponse:
+        caller.check("CloudDecoder/Reconstruct")
         last: decoder_pb2.ReconstructResponse | None = None
         with sfic_errors("decoder"):
             async for answer in self._peers.decoder.Reconstruct(

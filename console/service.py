@@ -18,7 +18,7 @@ from console.peers import Peers
 from console.settings import ConsoleSettings
 from sfic.errors import ConfigError
 from sfic.service.server import configure_logs
-from sfic.service.settings import split_address
+from sfic.service.addresses import split_address
 
 __all__ = ["ConsoleServer", "run"]
 
@@ -48,7 +48,7 @@ class ConsoleServer:
     @property
     def url(self) -> str:
         """What to open in a browser."""
-        return f"http://{self.address}"
+        return f"http{'s' if self.settings.tls_certificate else ''}://{self.address}"
 
     async def start(self) -> None:
         """Take the ports and serve. Raises `ConfigError` for a port that cannot be had."""
@@ -65,6 +65,8 @@ class ConsoleServer:
             uvicorn.Config(
                 app,
                 log_config=None,
+                ssl_certfile=settings.tls_certificate,
+                ssl_keyfile=settings.tls_key,
                 access_log=False,
                 server_header=False,
                 lifespan="off",

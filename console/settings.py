@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
-from sfic.service.settings import ServiceSettings, split_address
+from sfic.service.addresses import is_loopback, split_address
+from sfic.service.identity import Identity
+from sfic.service.settings import ServiceSettings
 
 __all__ = ["ConsoleSettings"]
 
@@ -75,6 +78,11 @@ class ConsoleSettings(ServiceSettings):
         title="Metrics pages of the services",
         description="Each host:port; the System view shows what they say. Empty: none.",
     )
+    services_ca: Path | None = Field(
+        None,
+        title="CA of the services' certificates, PEM",
+        description="Set: services are called over TLS, and see tls_certificate as ours.",
+    )
     answer_seconds: float = Field(
         60.0, gt=0.0, le=600.0, title="Longest wait for a service's answer, in seconds"
     )
@@ -97,6 +105,20 @@ class ConsoleSettings(ServiceSettings):
         title="Model bundle for searching by a picture",
         description="Unset: the one that ships with the package.",
     )
+
+    def services_identity(self) -> Identity:
+        """How the services are called; the person's token comes with each call."""
+        shown = (self.tls_certificate, self.tls_key) if self.services_ca else (None, None)
+        return Identity(self.services_ca, *shown)
+
+    @model_validator(mode="after")
+    def _people_sign_in_with_tokens(self) -> Self:
+        if self.tls_client_ca is not None:
+            raise ValueError("tls_client_ca: people sign in with tokens; set token_key")
+        away = [a for a in (*self.edges, self.analytics, self.decoder) if not is_loopback(a)]
+        if self.token_key is not None and self.services_ca is None and away:
+            raise ValueError(f"tokens are not sent to {away[0]} without TLS: set services_ca")
+        return self
 
     @field_validator("edges", "metrics_pages")
     @classmethod

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from console.messages import face_json
 from console.peers import Caller, Peers
+from sfic.errors import AccessDenied
 from sfic.service.client import from_rpc_error
 from sfic.v1 import analytics_pb2, decoder_pb2
 
@@ -157,9 +158,12 @@ def _errors(samples: list[Sample]) -> list[dict[str, Any]]:
 
 async def _decoder_info(peers: Peers, caller: Caller) -> dict[str, Any]:
     try:
+        caller.check("CloudDecoder/GetDecoderInfo")
         info = await peers.decoder.GetDecoderInfo(
             decoder_pb2.GetDecoderInfoRequest(), timeout=_PAGE_SECONDS, metadata=caller.metadata
         )
+    except AccessDenied as refused:
+        return {"error": refused.message}
     except grpc.RpcError as error:
         return {"error": from_rpc_error(error, "decoder").message}
     return {

@@ -24,7 +24,6 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from sfic.codec import Codec
 from sfic.entropy.coder import ESCAPE_BELOW
 from sfic.entropy.model import LayerSymbols
-from sfic.healthcheck import serves_page
 from sfic.locations import demo_photograph
 from sfic.processes import ServiceGroup, free_address
 from sfic.service.client import open_channel
@@ -117,10 +116,7 @@ def start_services(folder: Path) -> tuple[ServiceGroup, dict[str, str]]:
     group = ServiceGroup(log_directory=folder)
     for name in names:
         arguments = [f"--listen={at[name]}", f"--metrics-listen={pages[name]}", *own[name]]
-        if name == "console":
-            group.start(name, at[name], arguments, asked=serves_page)
-        else:
-            group.start(name, at[name], arguments)
+        group.start(name, at[name], arguments, page=name == "console")
     group.wait_ready(180.0)
     return group, at
 

@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sfic.errors import SficError, Unavailable
 from sfic.service.client import Backoff, from_rpc_error, open_channel
+from sfic.service.identity import Identity
 from sfic.sources import Source, SourceFrame
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
 
@@ -60,7 +61,7 @@ class Camera:
     `fps`: at most this many frames a second (see `Source`). `rate`: 1..9, 0 for the edge's own.
     `aligned`: the pictures are FFHQ-aligned crops. `frames_in_flight`: frames sent or read ahead
     and without a receipt, which bounds memory. `patience_seconds`: how long the edge may be out of
-    reach before `receipts` raises `Unavailable`; None: for ever.
+    reach before `receipts` raises `Unavailable`; None: for ever. `identity`: as whom we call.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Camera:
         aligned: bool = False,
         frames_in_flight: int = 8,
         patience_seconds: float | None = 30.0,
-        credentials: grpc.ChannelCredentials | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.frames_dropped = 0
         """Frames of a live source that found no room."""
@@ -88,7 +89,7 @@ class Camera:
         self._aligned = aligned
         self._limit = frames_in_flight
         self._patience = patience_seconds
-        self._credentials = credentials
+        self._identity = identity
         self._waiting: deque[_Sent] = deque()
         self._unacknowledged: deque[_Sent] = deque()
         self._sessions = 0
@@ -105,9 +106,7 @@ class Camera:
         thread = ThreadPoolExecutor(1, thread_name_prefix="camera")
         pump = asyncio.ensure_future(self._pump(thread))
         try:
-            async with open_channel(
-                self._edge, credentials=self._credentials, retry=False
-            ) as channel:
+            async with open_channel(self._edge, identity=self._identity, retry=False) as channel:
                 stub = edge_pb2_grpc.EdgeIngestStub(channel)
                 async for receipt in self._stay_connected(stub):
                     yield receipt

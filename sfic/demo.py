@@ -31,7 +31,6 @@ from rich.progress import (
 from sfic.alignment import Placement
 from sfic.demo_report import print_table, write_pictures
 from sfic.errors import InvalidInput, NoFaceFound, SficError, Unavailable
-from sfic.healthcheck import serves_page
 from sfic.layers import LAYERS
 from sfic.locations import demo_photograph
 from sfic.processes import ServiceGroup, free_address
@@ -200,7 +199,7 @@ def _start(addresses: _Addresses, folder: Path, rate: int, provider: str) -> Ser
                     f"--decoder={addresses.decoder}",
                     f"--metrics-pages={json.dumps(pages)}",
                 ],
-                asked=serves_page,
+                page=True,
             )
     except BaseException:
         services.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AccessDenied",
     "BundleError",
     "BundleMismatch",
     "CheckpointError",
@@ -26,6 +27,7 @@ __all__ = [
     "ProviderUnavailable",
     "SficError",
     "StorageError",
+    "Unauthenticated",
     "Unavailable",
 ]
 
@@ -133,6 +135,22 @@ class LimitExceeded(SficError):
     code = "LIMIT"
     grpc_status = "RESOURCE_EXHAUSTED"
     exit_code = 5
+
+
+class Unauthenticated(SficError):
+    """The caller did not say who it is, or could not prove it."""
+
+    code = "UNAUTHENTICATED"
+    grpc_status = "UNAUTHENTICATED"
+    exit_code = 4
+
+
+class AccessDenied(SficError):
+    """The caller is known and may not do this: its role does not, or a grant is missing."""
+
+    code = "ACCESS_DENIED"
+    grpc_status = "PERMISSION_DENIED"
+    exit_code = 4
 
 
 class ProviderUnavailable(SficError):

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from sfic.errors import SficError, Unavailable
-from sfic.healthcheck import serves
+from sfic.healthcheck import serves, serves_page
+from sfic.service.identity import Identity
 
 __all__ = ["ServiceGroup", "free_address"]
 
@@ -31,8 +32,15 @@ class _Child:
     address: str
     process: subprocess.Popen[bytes]
     log: Path | None
-    serves: Callable[[str, float], bool]
+    identity: Identity | None = None
+    page: bool = False
     ready: bool = False
+
+    def serves(self) -> bool:
+        if self.page:
+            tls = self.identity is not None and self.identity.ca is not None
+            return serves_page(self.address, 0.5, tls)
+        return serves(self.address, 0.5, self.identity)
 
 
 class ServiceGroup:
@@ -49,11 +57,12 @@ class ServiceGroup:
         address: str,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        asked: Callable[[str, float], bool] = serves,
+        identity: Identity | None = None,
+        page: bool = False,
     ) -> None:
         """Start `sfic serve NAME ARGUMENTS`, which is to take calls on `address`.
 
-        `asked`: how to find out whether it does, from its address and a time limit in seconds.
+        `identity`: as whom its health is asked; None: without TLS. `page`: it is asked as a page.
         """
         log = self._log_directory / f"{name}.log" if self._log_directory else None
         with contextlib.ExitStack() as stack:
@@ -65,7 +74,7 @@ class ServiceGroup:
                 stderr=stderr,
                 env={**os.environ, **(environment or {})},
             )
-        self._children.append(_Child(name, address, process, log, asked))
+        self._children.append(_Child(name, address, process, log, identity, page))
 
     def wait_ready(
         self, timeout_seconds: float, on_ready: Callable[[str], None] = lambda name: None
@@ -78,7 +87,7 @@ class ServiceGroup:
         while not all(child.ready for child in self._children):
             self.check()
             for child in self._children:
-                if not child.ready and child.serves(child.address, 0.5):
+                if not child.ready and child.serves():
                     child.ready = True
                     on_ready(child.name)
             if time.monotonic() > deadline:

@@ -16,7 +16,7 @@ export class ApiError extends Error {
   }
 }
 
-async function ask(path, options = {}) {
+export async function ask(path, options = {}) {
   let answer;
   try {
     answer = await fetch(path, { ...options, headers: { 'X-Sfic-Console': '1', ...options.headers } });

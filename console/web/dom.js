@@ -8,6 +8,7 @@ const PATHS = {
   system: 'M4 5h16v6H4zM4 15h16v4H4zM8 8h.01M8 17h.01',
   pause: 'M9 5v14M15 5v14',
   play: 'M7 5l12 7-12 7z',
+  out: 'M10 4H5v16h5M15 8l4 4-4 4M19 12H9',
   back: 'M15 5l-7 7 7 7',
   download: 'M12 4v11M7 11l5 5 5-5M5 20h14',
   filter: 'M4 6h16M7 12h10M10 18h4',

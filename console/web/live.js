@@ -176,10 +176,15 @@ export function liveView() {
   source.addEventListener('pulse', () => { if (state === 'open') lag = 0; show(); });
   source.addEventListener('away', (event) => {
     const { code } = read(event);
-    state = code === 'FORBIDDEN' ? 'refused' : 'away';
+    state = code === 'ACCESS_DENIED' ? 'refused' : 'away';
     show();
   });
-  source.addEventListener('error', () => { state = 'lost'; show(); });
+  source.addEventListener('error', () => {
+    state = 'lost';
+    // Refused rather than lost: asking tells whether the session is over.
+    if (source.readyState === EventSource.CLOSED) post('/api/search', { limit: 1 }).catch(() => {});
+    show();
+  });
   const ticking = setInterval(show, 1000);
   show();
 

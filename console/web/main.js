@@ -1,11 +1,13 @@
 // The frame around the views: navigation, theme, language, who is signed in.
 
-import { get } from './api.js';
-import { h, icon } from './dom.js';
+import { ask, get, post } from './api.js';
+import { button, h, icon } from './dom.js';
 import { faceView } from './face.js';
 import { LANGUAGES, chooseLanguage, currentLanguage, loadLanguage, t } from './i18n.js';
 import { liveView } from './live.js';
+import { forgetPreviews } from './previews.js';
 import { searchView } from './search.js';
+import { signInView } from './signin.js';
 import { systemView } from './system.js';
 
 const VIEWS = {
@@ -50,19 +52,40 @@ function languageSwitch() {
 }
 
 function person(session) {
-  const words = session.mode === 'local' ? t('session.local') : `${session.name} · ${t(`role.${session.role}`)}`;
-  return h('div', { class: 'person', title: session.mode === 'local' ? t('session.local.why') : '' }, icon(session.mode === 'local' ? 'lock' : 'person'), h('span', {}, words));
+  if (session.mode !== 'signed_in') {
+    return h('div', { class: 'person', title: t('session.open.why') }, icon('lock'), h('span', {}, t(`session.${session.mode}`)));
+  }
+  const role = session.roles.includes('admin') ? 'admin' : 'operator';
+  return h('div', { class: 'person' }, icon('person'), h('span', {}, `${session.name} · ${t(`role.${role}`)}`),
+    button(t('session.sign_out'), { icon: 'out', kind: 'ghost', quiet: true, onclick: () => signOut() }));
 }
 
-let session = { mode: 'local' };
+let session = { mode: 'local', roles: [] };
+
+async function signOut() {
+  await ask('/api/session', { method: 'DELETE' });
+  forgetPreviews();
+  await start();
+}
+
+async function signIn(token) {
+  await post('/api/session', { token });
+  await start();
+}
+
+async function start() {
+  session = await get('/api/session').catch(() => session);
+  frame();
+  show();
+}
 
 function frame() {
   document.body.replaceChildren(
     h('a', { class: 'skip', href: '#main', onclick: (event) => { event.preventDefault(); main.focus(); } }, t('nav.skip')),
     h('header', { class: 'rail' },
       h('div', { class: 'brand' }, h('img', { src: '/icon.svg', alt: '', width: '28', height: '28' }), h('span', {}, 'sfic')),
-      navigation(),
-      h('div', { class: 'tools' }, person(session), themeSwitch(), languageSwitch())),
+      session.mode === 'signed_out' ? null : navigation(),
+      h('div', { class: 'tools' }, session.mode === 'signed_out' ? null : person(session), themeSwitch(), languageSwitch())),
     main);
 }
 
@@ -71,7 +94,8 @@ function show() {
   const [name, argument = ''] = path.split('/');
   const made = VIEWS[name] ? name : 'live';
   view?.close();
-  view = VIEWS[made](decodeURIComponent(argument), new URLSearchParams(query));
+  view = session.mode === 'signed_out' ? signInView(signIn)
+    : VIEWS[made](decodeURIComponent(argument), new URLSearchParams(query));
   main.replaceChildren(view.element);
   document.title = t('title', { view: view.title });
   for (const link of document.querySelectorAll('.place')) {
@@ -81,7 +105,6 @@ function show() {
 }
 
 await loadLanguage();
-session = await get('/api/session').catch(() => session);
-frame();
 addEventListener('hashchange', () => { show(); main.focus({ preventScroll: true }); });
-show();
+addEventListener('sfic:signed-out', () => { if (session.mode === 'signed_in') start(); });
+await start();

@@ -1,8 +1,8 @@
 """The command line `sfic`: entry point, and how every failure becomes one line and an exit code.
 
 What belongs here: putting the commands together. Each command is in the module of its kind:
-`files` (encode, decode, info, analyze), `services` (serve, camera, reconstruct, demo). What a
-command needs is imported inside it, so that `sfic --help` stays quick.
+`files` (encode, decode, info, analyze), `services` (serve, camera, reconstruct, demo), `security`
+(certs, token). What a command needs is imported inside it, so that `sfic --help` stays quick.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from sfic.cli import files, services
+from sfic.cli import files, security, services
 from sfic.errors import InvalidInput, MissingExtra, SficError
 
 __all__ = ["app", "main"]
@@ -64,6 +64,7 @@ def _root(
 
 files.add_to(app)
 services.add_to(app)
+security.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from sfic.cli.files import LayerName, Provider, Size
+from sfic.cli.security import CaFile, IdentityPrefix, TokenFile, identity_of
 from sfic.errors import InvalidInput, MissingExtra, NoFaceFound, SficError
 
 __all__ = ["add_to"]
@@ -90,7 +91,6 @@ def _serve_all(config: Path | None) -> None:
     from cloud_decoder.settings import DecoderSettings
     from console.settings import ConsoleSettings
     from edge_encoder.settings import EdgeSettings
-    from sfic.healthcheck import serves, serves_page
     from sfic.processes import ServiceGroup
     from sfic.service.settings import ServiceSettings
 
@@ -111,8 +111,8 @@ def _serve_all(config: Path | None) -> None:
         group = ServiceGroup()
         try:
             for name, each in settings.items():
-                asked = serves_page if name == "console" else serves
-                group.start(name, each.listen, arguments, asked=asked)
+                page = name == "console"
+                group.start(name, each.listen, arguments, identity=each.own_identity(), page=page)
             group.wait_ready(120.0, lambda name: typer.echo(f"{name}: {settings[name].listen}"))
             typer.echo("all services take calls; Ctrl-C stops them")
             if "console" in settings:
@@ -169,6 +169,9 @@ def camera(
         bool, typer.Option("--aligned", help="The pictures are FFHQ-aligned crops.")
     ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end.")] = False,
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
 ) -> None:
     """Stream pictures or video to an edge, and print what it keeps of each frame."""
     import asyncio
@@ -181,7 +184,15 @@ def camera(
 
     async def send() -> tuple[int, int, int]:
         frames = taken = faces = 0
-        client = Camera(stream, edge, camera_id=camera_id, fps=fps, rate=rate, aligned=aligned)
+        client = Camera(
+            stream,
+            edge,
+            camera_id=camera_id,
+            fps=fps,
+            rate=rate,
+            aligned=aligned,
+            identity=identity_of(identity, ca, token),
+        )
         async for receipt in client.receipts():
             frames += 1
             if receipt.error_code:
@@ -231,6 +242,9 @@ def reconstruct(
     size: Size = None,
     decoder: Annotated[str, typer.Option(help="Address of the decoder.")] = DECODER,
     purpose: Annotated[str, typer.Option(help="Why; kept in the decoder's log.")] = "",
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
 ) -> None:
     """Reconstruct a face that an edge keeps, through a running decoder."""
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -252,7 +266,7 @@ def reconstruct(
 
     async def ask() -> decoder_pb2.ReconstructResponse:
         last: decoder_pb2.ReconstructResponse | None = None
-        async with open_channel(decoder) as channel:
+        async with open_channel(decoder, identity=identity_of(identity, ca, token)) as channel:
             with sfic_errors(f"decoder at {decoder}"):
                 async for answer in decoder_pb2_grpc.CloudDecoderStub(channel).Reconstruct(request):
                     last = answer

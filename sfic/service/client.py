@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 import sfic.errors as errors
 from sfic.errors import SficError
+from sfic.service.identity import Identity
 
 __all__ = ["Backoff", "from_rpc_error", "open_channel", "sfic_errors"]
 
@@ -43,11 +44,12 @@ def open_channel(
     address: str,
     *,
     max_message_bytes: int = 64 * 1024 * 1024,
-    credentials: grpc.ChannelCredentials | None = None,
+    identity: Identity | None = None,
     retry: bool = True,
 ) -> grpc.aio.Channel:
     """Open a channel to "host:port"; it connects when first used and reconnects by itself.
 
+    `identity`: who calls, and whether over TLS; None: nobody in particular, without TLS.
     `retry` tries a call again, up to three times, that failed with UNAVAILABLE before any answer
     came. Keepalive pings notice a dead peer within half a minute.
     """
@@ -65,9 +67,7 @@ def open_channel(
     ]
     if retry:
         options.append(("grpc.service_config", json.dumps(_RETRY_POLICY)))
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, credentials, options=options)
+    return (identity or Identity()).channel(address, options)
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str = "") -> SficError:
@@ -93,6 +93,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> SficError:
         grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInput,
         grpc.StatusCode.UNIMPLEMENTED: errors.InvalidInput,
         grpc.StatusCode.NOT_FOUND: errors.FaceNotKept,
+        grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+        grpc.StatusCode.PERMISSION_DENIED: errors.AccessDenied,
     }
     text = error.details() or error.code().name
     if error.code() is grpc.StatusCode.INTERNAL and text == _LOST_STATUS:

@@ -1,7 +1,8 @@
 """The interceptor of every service: errors of the tree become gRPC statuses, and calls are counted.
 
 A status carries `google.rpc.ErrorInfo` with the error's stable code as `reason` and its details as
-`metadata`, so that `sfic.service.client` can raise the same error again.
+`metadata`, so that `sfic.service.client` can raise the same error again; one that says when to try
+again (`retry_seconds`) has `google.rpc.RetryInfo` as well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sfic.errors import SficError
 
-__all__ = ["ErrorInterceptor", "error_status"]
+__all__ = ["ErrorInterceptor", "error_status", "wrap_handler"]
 
 log = structlog.get_logger(__name__)
 
@@ -57,25 +58,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
         if handler is None:
             return handler
         method = handler_call_details.method
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            make: Any = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(self._wrap_stream(method, inner), **coders)
-        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
+        return wrap_handler(
+            handler,
+            lambda inner: self._wrap_unary(method, inner),
+            lambda inner: self._wrap_stream(method, inner),
         )
-        return make(self._wrap_unary(method, inner), **coders)
 
     def _wrap_unary(self, method: str, inner: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -103,6 +90,25 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
                     await watch.fail(error)
 
         return call
+
+
+def wrap_handler(
+    handler: grpc.RpcMethodHandler[Any, Any],
+    wrap_unary: Callable[[Any], Any],
+    wrap_stream: Callable[[Any], Any],
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler with its function wrapped, by whether it answers with one message or a stream."""
+    kind = (
+        f"{'stream' if handler.request_streaming else 'unary'}_"
+        f"{'stream' if handler.response_streaming else 'unary'}"
+    )
+    wrap = wrap_stream if handler.response_streaming else wrap_unary
+    make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(
+        wrap(getattr(handler, kind)),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
 
 
 class _Watch:
@@ -160,7 +166,12 @@ def error_status(error: SficError) -> status_pb2.Status:
         domain=ERROR_DOMAIN,
         metadata={key: str(value)[:_LONGEST_TEXT] for key, value in error.details.items()},
     )
-    detail = any_pb2.Any()
-    detail.Pack(info)
+    details = [any_pb2.Any()]
+    details[0].Pack(info)
+    if "retry_seconds" in error.details:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(float(error.details["retry_seconds"]) * 1e9))
+        details.append(any_pb2.Any())
+        details[1].Pack(retry)
     code: int = grpc.StatusCode[error.grpc_status].value[0]
-    return status_pb2.Status(code=code, message=error.message[:_LONGEST_TEXT], details=[detail])
+    return status_pb2.Status(code=code, message=error.message[:_LONGEST_TEXT], details=details)

@@ -22,8 +22,11 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from sfic.errors import ConfigError
+from sfic.service.access import AccessInterceptor
+from sfic.service.addresses import is_loopback, split_address
 from sfic.service.interceptor import ErrorInterceptor
-from sfic.service.settings import ServiceSettings, split_address
+from sfic.service.settings import ServiceSettings
+from sfic.service.tls import server_credentials
 
 __all__ = ["Service", "ServiceServer", "configure_logs", "serve"]
 
@@ -61,9 +64,6 @@ class ServiceServer:
         self,
         service: Service,
         settings: ServiceSettings,
-        *,
-        credentials: grpc.ServerCredentials | None = None,
-        interceptors: tuple[grpc.aio.ServerInterceptor, ...] = (),
     ) -> None:
         self.service = service
         self.settings = settings
@@ -71,10 +71,9 @@ class ServiceServer:
         """host:port that calls are taken on, once started."""
         self.metrics_address = ""
         """host:port of the metrics page, once started; empty: none."""
-        self._credentials = credentials
         self._calls = ErrorInterceptor(service.registry)
         self._server = grpc.aio.server(
-            interceptors=(self._calls, *interceptors),
+            interceptors=(self._calls, AccessInterceptor(settings)),
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -118,7 +117,15 @@ class ServiceServer:
             service=settings.service,
             address=self.address,
             metrics=self.metrics_address or None,
+            tls=settings.tls_certificate is not None,
         )
+        if not is_loopback(self.address) and settings.insecure:
+            log.warning(
+                "INSECURE: whoever reaches this port sees faces and may do everything",
+                address=self.address,
+                tls=settings.tls_certificate is not None,
+                knows_callers=settings.knows_callers,
+            )
 
     def _register(self) -> None:
         service = self.service
@@ -165,15 +172,17 @@ class ServiceServer:
             await self._server.stop(min(grace, 1.0))
 
     def _take_port(self) -> str:
-        wanted = self.settings.listen
+        settings, wanted = self.settings, self.settings.listen
+        certificate, key = settings.tls_certificate, settings.tls_key
         try:
-            if self._credentials is None:
+            if certificate is None or key is None:
                 port = self._server.add_insecure_port(wanted)
             else:
-                port = self._server.add_secure_port(wanted, self._credentials)
+                credentials = server_credentials(certificate, key, settings.tls_client_ca)
+                port = self._server.add_secure_port(wanted, credentials)
         except RuntimeError as error:
             raise ConfigError(
-                f"{self.settings.service}.listen: cannot listen on {wanted}", field="listen"
+                f"{settings.service}.listen: cannot listen on {wanted}", field="listen"
             ) from error
         return f"{wanted.rpartition(':')[0]}:{port}"
 
@@ -204,7 +213,6 @@ def serve(
     make_service: Callable[[], Service],
     settings: ServiceSettings,
     *,
-    credentials: grpc.ServerCredentials | None = None,
     ready: Callable[[str], Awaitable[None] | None] | None = None,
 ) -> None:
     """Run a service until SIGTERM or SIGINT, then shut it down in good order.
@@ -217,7 +225,7 @@ def serve(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        server = ServiceServer(make_service(), settings, credentials=credentials)
+        server = ServiceServer(make_service(), settings)
         await server.start()
         if ready is not None and (waiting := ready(server.address)) is not None:
             await waiting

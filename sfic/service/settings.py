@@ -15,18 +15,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from typing_extensions import Self
 
 from sfic.errors import ConfigError
+from sfic.roles import ROLES
+from sfic.service.addresses import is_loopback, split_address
+from sfic.service.identity import Identity
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["SERVICE_TABLES", "ServiceSettings", "split_address"]
+__all__ = ["SERVICE_TABLES", "EdgeClientSettings", "ServiceSettings"]
 
 SERVICE_TABLES = ("edge", "analytics", "decoder", "console")
 
@@ -52,6 +62,35 @@ class ServiceSettings(BaseModel):
         "",
         title="Address of the Prometheus metrics",
         description="host:port of the HTTP page /metrics; empty: none.",
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        title="Certificate of this service, PEM",
+        description="With it calls are taken over TLS only. New files are taken without a restart.",
+    )
+    tls_key: Path | None = Field(None, title="Private key of the certificate, PEM")
+    tls_client_ca: Path | None = Field(
+        None,
+        title="CA of the clients, PEM",
+        description="Set: a client has to show a certificate of it, which names its role.",
+    )
+    token_key: Path | None = Field(
+        None,
+        title="Key that clients' tokens are checked with",
+        description="Ed25519 in PEM, or 32 random bytes or more for HS256. Set: a client without "
+        "a certificate has to send a token.",
+    )
+    insecure: bool = Field(
+        False,
+        title="Take calls of strangers",
+        description="Needed to listen beyond this machine without TLS, or without a way to know "
+        "the callers. Whoever reaches the port is admin then.",
+    )
+    rate_limits: dict[str, int] = Field(
+        {"camera": 120, "analytics": 600, "decoder": 60_000, "operator": 1_200, "admin": 6_000},
+        title="Calls a minute for each client, by role",
+        description="A stream is one call. Over it: RESOURCE_EXHAUSTED with the time to wait. "
+        "Clients that need not say who they are have no limit.",
     )
     max_message_bytes: int = Field(
         16 * 1024 * 1024,
@@ -102,6 +141,45 @@ class ServiceSettings(BaseModel):
         if value:
             split_address(value)
         return value
+
+    @field_validator("rate_limits")
+    @classmethod
+    def _rate_limits_name_roles(cls, value: dict[str, int]) -> dict[str, int]:
+        for role, calls in value.items():
+            if role not in ROLES:
+                raise ValueError(f"no role {role!r}; known are {', '.join(ROLES)}")
+            if calls < 1:
+                raise ValueError(f"{role} must have at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _strangers_stay_out(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key need each other")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.insecure or is_loopback(self.listen):
+            return self
+        if self.tls_certificate is None:
+            raise ValueError(
+                f"listen {self.listen} without TLS would show faces to the network: set "
+                "tls_certificate and tls_key, or insecure = true"
+            )
+        if not self.knows_callers:
+            raise ValueError(
+                f"listen {self.listen} without a way to know the callers: set tls_client_ca or "
+                "token_key, or insecure = true"
+            )
+        return self
+
+    def own_identity(self) -> Identity:
+        """How this service calls itself, for health checks."""
+        return Identity.of_server(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
+    @property
+    def knows_callers(self) -> bool:
+        """Whether clients have to say who they are; else everyone who gets in is admin."""
+        return self.tls_client_ca is not None or self.token_key is not None
 
     @classmethod
     def load(
@@ -193,11 +271,14 @@ class ServiceSettings(BaseModel):
         for name, field in cls.model_fields.items():
             about = ". ".join(part for part in (field.title, field.description) if part)
             default = "" if field.is_required() else f" (default: {field.default})"
+            # A switch may stand alone: --insecure.
+            alone: dict[str, Any] = {"nargs": "?", "const": "true"}
             parser.add_argument(
                 "--" + name.replace("_", "-"),
                 dest=name,
                 metavar="VALUE",
                 help=(about + default).replace("%", "%%"),
+                **(alone if field.annotation is bool else {}),
             )
         given = {k: v for k, v in vars(parser.parse_args(list(argv))).items() if v is not None}
         return {k: v if k == "config" else cls._from_text(k, v) for k, v in given.items()}
@@ -213,14 +294,30 @@ class ServiceSettings(BaseModel):
             raise ConfigError(f"{cls.service}.{field}: not JSON: {error}", field=field) from error
 
 
+class EdgeClientSettings(ServiceSettings):
+    """What a service that calls edges can be told beside its own server's settings."""
+
+    edge_ca: Path | None = Field(
+        None,
+        title="CA of the edges' certificates, PEM",
+        description="Set: edges are called over TLS, and see tls_certificate as ours.",
+    )
+    edge_token: Path | None = Field(
+        None,
+        title="File with the token that edges are shown",
+        description="Read anew for each call.",
+    )
+
+    def edge_identity(self) -> Identity:
+        """How this service calls an edge."""
+        return Identity(
+            ca=self.edge_ca,
+            certificate=self.tls_certificate,
+            key=self.tls_key,
+            token=self.edge_token,
+        )
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise ConfigError(f"{self.prog}: {message}")
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split "host:port" ("[::1]:port" for IPv6); `ValueError` when it is not one."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError("must be host:port with a port 0..65535")
-    return host.removeprefix("[").removesuffix("]"), int(port)
