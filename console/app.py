@@ -119,6 +119,7 @@ def create_app(
 
     @app.get("/api/live")
     async def live(request: Request, who: Who) -> StreamingResponse:
+        who.check("Analytics/SubscribeResults")
         if live_views[who.name] >= settings.max_streams_per_connection:
             raise LimitExceeded(
                 f"{settings.max_streams_per_connection} live views are open already",
@@ -179,6 +180,7 @@ def create_app(
     ) -> StreamingResponse:
         content = await frame.read() if frame else b""
         asked = picture_request(face_id, purpose, highest, size, paste_back, content)
+        who.check("CloudDecoder/Reconstruct")
         return StreamingResponse(pictures.levels(asked, who), media_type="application/x-ndjson")
 
     @app.post("/api/faces/{face_id}/picture.png")

@@ -49,7 +49,6 @@ async def follow(
     peers: Peers, caller: Caller, cursor: int, stopping: asyncio.Event
 ) -> AsyncIterator[bytes]:
     """Events for ever, from behind `cursor`, or live when it is 0; ends when `stopping` is set."""
-    caller.check("Analytics/SubscribeResults")
     queue: asyncio.Queue[Response | _Opened | SficError] = asyncio.Queue(_QUEUE_RESULTS)
     reading = asyncio.ensure_future(_read_for_ever(peers, caller, cursor, queue))
     try:

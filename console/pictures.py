@@ -66,7 +66,6 @@ class Pictures:
         A line holds `level`, its `picture` (and `frame`, when pasted back) in base64, bytes and
         milliseconds; or `error` with code and message. Pictures already sent stay valid.
         """
-        caller.check("CloudDecoder/Reconstruct")
         asked.format = decoder_pb2.PICTURE_FORMAT_JPEG
         call = self._peers.decoder.Reconstruct(
             asked, timeout=self._settings.answer_seconds, metadata=caller.metadata

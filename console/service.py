@@ -17,8 +17,8 @@ from console.app import create_app
 from console.peers import Peers
 from console.settings import ConsoleSettings
 from sfic.errors import ConfigError
-from sfic.service.server import configure_logs
 from sfic.service.addresses import split_address
+from sfic.service.server import configure_logs
 
 __all__ = ["ConsoleServer", "run"]
 
