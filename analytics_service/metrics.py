@@ -50,15 +50,52 @@ class AnalyticsMetrics:
             "Faces received and not yet analysed.",
             registry=registry,
         )
+        self.faces_unknown = Counter(
+            "sfic_analytics_faces_unknown_total",
+            "Faces too poor to be read, kept without guesses.",
+            ["edge"],
+            registry=registry,
+        )
+        self.newest_lag_seconds = Gauge(
+            "sfic_analytics_newest_lag_seconds",
+            "Time from capture to the committed result of the newest face of an edge.",
+            ["edge"],
+            registry=registry,
+        )
         self.index_faces = Gauge(
             "sfic_analytics_index_faces", "Faces that can be searched.", registry=registry
         )
         self.index_bytes = Gauge(
             "sfic_analytics_index_bytes", "Memory of the likeness index.", registry=registry
         )
+        self.index_waiting = Gauge(
+            "sfic_analytics_index_waiting_faces",
+            "Faces not in the graph of the index yet; a search compares them all.",
+            registry=registry,
+        )
         self.results_pruned = Counter(
             "sfic_analytics_results_pruned_total",
             "Results deleted by retention.",
+            registry=registry,
+        )
+        self.results_forgotten = Counter(
+            "sfic_analytics_results_forgotten_total",
+            "Results deleted because a face was to be forgotten.",
+            registry=registry,
+        )
+        self.alerts = Counter(
+            "sfic_analytics_alerts_total", "Alerts of watchlists raised.", registry=registry
+        )
+        self.hook_deliveries = Counter(
+            "sfic_analytics_webhook_deliveries_total",
+            "Deliveries to webhooks tried, by outcome: OK, the HTTP status, or ERROR.",
+            ["hook", "outcome"],
+            registry=registry,
+        )
+        self.hook_waiting = Gauge(
+            "sfic_analytics_webhook_waiting",
+            "Entries of the log that a webhook has not been sent yet.",
+            ["hook"],
             registry=registry,
         )
         self.subscribers = Gauge(

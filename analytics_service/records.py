@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analytics_service.search import IndexEntry
+from analytics_service.visits import Sighting
 from sfic.analysis import Analysis
 from sfic.errors import BundleMismatch, InvalidInput
 from sfic.v1 import analytics_pb2, common_pb2
 
-__all__ = ["StoredResult", "index_entry", "make_result"]
+__all__ = ["StoredResult", "make_result", "stored_vector", "vector_bytes"]
 
 _STORED_FLOAT = np.dtype("<f4")
 # Nanoseconds since 1970 fit into 64 bits until the year 2262.
@@ -25,10 +26,12 @@ _LAST_SECOND = 2**63 // 10**9
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A result as it is kept.
+    """A result as it is kept; the fields are the columns, in their order.
 
     `cursor` counts results from 1, 0 before it is kept. `analysis` is a serialised `FaceAnalysis`
-    without its embedding; `embedding` holds that as little-endian float32 [D].
+    without its embedding and visit; `embedding` holds that as little-endian float32 [D], empty when
+    the face is unknown, and `age`, `gender` and `smile` are None then. `captured` and `analysed`:
+    Unix nanoseconds.
     """
 
     cursor: int
@@ -36,24 +39,66 @@ class StoredResult:
     analysed: int
     analysis: bytes
     embedding: bytes
+    camera_id: str
+    captured: int
+    face_score: float
+    model_bundle: str
+    age: float | None
+    gender: float | None
+    smile: float | None
+    visit_id: str | None = None
 
     def vector(self) -> NDArray[np.float32]:
-        """The embedding, float32 [D], unit length."""
-        return np.frombuffer(self.embedding, _STORED_FLOAT).astype(np.float32, copy=False)
+        """The embedding, float32 [D], unit length; [0] of an unknown face."""
+        return stored_vector(self.embedding)
 
     def message(self) -> analytics_pb2.FaceAnalysis:
-        """The result as it is sent, embedding included."""
+        """The result as it is sent, embedding and visit included."""
         message: analytics_pb2.FaceAnalysis = analytics_pb2.FaceAnalysis.FromString(self.analysis)
         message.embedding.extend(self.vector().tolist())
+        message.visit_id = self.visit_id or ""
         return message
 
+    def face(self) -> common_pb2.FaceInfo:
+        """What the edge said of the face."""
+        face: common_pb2.FaceInfo = analytics_pb2.FaceAnalysis.FromString(self.analysis).face
+        return face
 
-def make_result(face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str) -> StoredResult:
+    def sighting(self) -> Sighting:
+        """The face as visits see it."""
+        return Sighting(
+            face_id=self.face_id,
+            camera_id=self.camera_id,
+            captured=self.captured,
+            frame_number=self.face().frame_number,
+            face_score=self.face_score,
+            embedding=self.vector(),
+        )
+
+    def index_entry(self, model_bundle: str) -> IndexEntry:
+        """The result as the likeness index keeps it; comparable only within `model_bundle`."""
+        comparable = self.model_bundle == model_bundle and bool(self.embedding)
+        return IndexEntry(
+            cursor=self.cursor,
+            camera_id=self.camera_id,
+            captured=self.captured,
+            face_score=self.face_score,
+            age=self.age,
+            gender=self.gender,
+            smile=self.smile,
+            embedding=self.vector() if comparable else None,
+        )
+
+
+def make_result(
+    face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str, lowest_score: float
+) -> StoredResult:
     """A new result, made now with `model_bundle` and not kept yet.
 
-    Raises `BundleMismatch` for a face of another bundle whose packet was decoded only because the
-    two bytes of the bundle's hash in it agree, `InvalidInput` for a capture time that no clock
-    shows.
+    A face whose score, the edge's or the one read from its basic layer, is under `lowest_score` is
+    unknown: nothing that was read from it is kept. Raises `BundleMismatch` for a face of another
+    bundle whose packet was decoded only because the two bytes of the bundle's hash in it agree,
+    `InvalidInput` for a capture time that no clock shows.
     """
     now = time.time_ns()
     if face.model_bundle != model_bundle:
@@ -63,41 +108,53 @@ def make_result(face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str
         )
     if not 0 <= face.capture_time.seconds < _LAST_SECOND:
         raise InvalidInput(f"capture time of {face.capture_time.seconds} s is out of range")
+    known = min(face.face_score, analysis.face_score.value) >= lowest_score
     message = analytics_pb2.FaceAnalysis(
         face=face,
-        embedding_confidence=analysis.embedding_confidence,
-        age=_estimate(analysis.age.value, analysis.age.confidence),
-        gender=_estimate(analysis.gender.value, analysis.gender.confidence),
-        smile=_estimate(analysis.smile.value, analysis.smile.confidence),
-        yaw=_estimate(analysis.pose.yaw, analysis.pose.confidence),
-        pitch=_estimate(analysis.pose.pitch, analysis.pose.confidence),
-        roll=_estimate(analysis.pose.roll, analysis.pose.confidence),
-        landmarks=np.asarray(analysis.landmarks, np.float32).ravel().tolist(),
-        landmarks_confidence=analysis.landmarks_confidence,
+        status="RESULT_STATUS_KNOWN" if known else "RESULT_STATUS_UNKNOWN",
+        face_score=_estimate(analysis.face_score.value, analysis.face_score.confidence),
     )
+    if known:
+        _fill(message, analysis)
     message.analysed_time.FromNanoseconds(now)
     return StoredResult(
         cursor=0,
         face_id=face.face_id,
         analysed=now,
         analysis=message.SerializeToString(),
-        embedding=np.asarray(analysis.embedding, _STORED_FLOAT).tobytes(),
+        embedding=vector_bytes(analysis.embedding) if known else b"",
+        camera_id=face.camera_id,
+        captured=face.capture_time.ToNanoseconds(),
+        face_score=face.face_score,
+        model_bundle=model_bundle,
+        age=analysis.age.value if known else None,
+        gender=analysis.gender.value if known else None,
+        smile=analysis.smile.value if known else None,
     )
 
 
-def index_entry(result: StoredResult, model_bundle: str) -> IndexEntry:
-    """The result as the likeness index keeps it; comparable only within `model_bundle`."""
-    message = analytics_pb2.FaceAnalysis.FromString(result.analysis)
-    return IndexEntry(
-        cursor=result.cursor,
-        camera_id=message.face.camera_id,
-        captured=message.face.capture_time.ToNanoseconds(),
-        face_score=message.face.face_score,
-        age=message.age.value,
-        gender=message.gender.value,
-        smile=message.smile.value,
-        embedding=result.vector() if message.face.model_bundle == model_bundle else None,
-    )
+def vector_bytes(vector: NDArray[np.float32]) -> bytes:
+    """An embedding as it is kept."""
+    return np.asarray(vector, _STORED_FLOAT).tobytes()
+
+
+def stored_vector(data: bytes) -> NDArray[np.float32]:
+    """The embedding that `vector_bytes` made."""
+    return np.frombuffer(data, _STORED_FLOAT).astype(np.float32, copy=False)
+
+
+def _fill(message: analytics_pb2.FaceAnalysis, analysis: Analysis) -> None:
+    """What was read from the face, each with its confidence; the embedding is kept beside it."""
+    pose = analysis.pose
+    message.embedding_confidence = analysis.embedding_confidence
+    message.age.CopyFrom(_estimate(analysis.age.value, analysis.age.confidence))
+    message.gender.CopyFrom(_estimate(analysis.gender.value, analysis.gender.confidence))
+    message.smile.CopyFrom(_estimate(analysis.smile.value, analysis.smile.confidence))
+    message.yaw.CopyFrom(_estimate(pose.yaw, pose.confidence))
+    message.pitch.CopyFrom(_estimate(pose.pitch, pose.confidence))
+    message.roll.CopyFrom(_estimate(pose.roll, pose.confidence))
+    message.landmarks.extend(np.asarray(analysis.landmarks, np.float32).ravel().tolist())
+    message.landmarks_confidence = analysis.landmarks_confidence
 
 
 def _estimate(value: float, confidence: float) -> analytics_pb2.Estimate:

@@ -1,47 +1,52 @@
-"""The analytics service as a whole: its parts put together, and its gRPC methods.
+"""The analytics service as a whole: its parts put together, started and stopped.
 
-Belongs here: wiring, start and stop, and the reading of requests. What the parts do belongs to
-them.
+Belongs here: wiring, and the work that goes on in the background. What the parts do belongs to
+them, the gRPC methods to `analytics_service.api`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc.aio
 import structlog
-from google.protobuf import timestamp_pb2
 from prometheus_client import CollectorRegistry
 
+from analytics_service.api import AnalyticsApi
+from analytics_service.examples import ExampleReader
 from analytics_service.metrics import AnalyticsMetrics
-from analytics_service.records import StoredResult, index_entry
-from analytics_service.results import Announcer, first_cursor, follow_results
-from analytics_service.search import Bounds, FaceIndex, Filters
+from analytics_service.records import StoredResult
+from analytics_service.search import FaceIndex
 from analytics_service.settings import AnalyticsSettings
-from analytics_service.store import ResultStore, Retention
+from analytics_service.store import Committed, ResultStore, Retention
+from analytics_service.streams import Announcer
 from analytics_service.subscriber import Arrival, EdgeFeed, Worker
+from analytics_service.visits import VisitTracker
+from analytics_service.watchlists import Watchlists, WatchlistStore
+from analytics_service.webhooks import HookStore, Page, Webhook, load_secret
 from sfic.codec import Codec
-from sfic.errors import BundleMismatch, FaceNotKept, InvalidInput, StorageError
+from sfic.errors import StorageError
+from sfic.pictures import PictureLimits
 from sfic.service.server import serve
-from sfic.v1 import analytics_pb2, analytics_pb2_grpc, edge_pb2
+from sfic.v1 import analytics_pb2_grpc, edge_pb2
 
 __all__ = ["AnalyticsService", "run"]
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_LIMIT = 20
-HIGHEST_LIMIT = 1000
 _LOAD_PAGE = 2000
+# The graph grows when there is time: not more than this part of it, so that results come first.
+_GRAPH_SHARE = 0.5
+_GRAPH_REST_SECONDS = 1.0
 _DAY_NS = 86_400 * 10**9
 
 
-class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
+class AnalyticsService:
     """Follows the edges, keeps results, answers `sfic.v1.Analytics`.
 
     `codec` may be one that is loaded already.
@@ -53,7 +58,8 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         self.settings = settings
         self.registry = CollectorRegistry()
         self._metrics = AnalyticsMetrics(self.registry)
-        self._announcer = Announcer()
+        self._results = Announcer()
+        self._alerts = Announcer()
         self._queue: asyncio.Queue[Arrival] = asyncio.Queue(settings.queue_faces)
         self._metrics.queue_faces.set_function(self._queue.qsize)
         # One thread analyses; another one searches, so that no search holds the feed up.
@@ -65,7 +71,7 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer."""
-        analytics_pb2_grpc.add_AnalyticsServicer_to_server(self, server)
+        analytics_pb2_grpc.add_AnalyticsServicer_to_server(self._api, server)
 
     async def start(self) -> None:
         """Loads the codec and what is kept, then follows the edges, also those still away."""
@@ -73,19 +79,81 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         loop = asyncio.get_running_loop()
         self._codec = await loop.run_in_executor(self._analysis, self._load_codec)
         log.info("codec loaded", model_bundle=self._codec.model_bundle)
-        self._index = FaceIndex()
+        self._index = FaceIndex(settings.exact_faces)
+        visits = VisitTracker(settings.visit_gap_seconds, settings.visit_similarity)
+        watchlists = Watchlists(self._codec.model_bundle, enabled=settings.watchlists)
         path = settings.database.expanduser()
-        self._store = store = await asyncio.to_thread(ResultStore, path)
+        self._store = store = await asyncio.to_thread(ResultStore, path, visits, watchlists)
+        self._watchlists = WatchlistStore(
+            store.database,
+            watchlists,
+            entry_days=settings.watchlist_entry_days,
+            max_entries=settings.watchlist_entries,
+        )
+        self._graph_file = path.with_name(f"{path.name}.{self._codec.model_bundle}.usearch")
         await self._prune()
         await self._load_index()
-        self._announcer.announce(await store.newest_cursor())
+        self._results.announce(await store.newest_cursor())
+        self._alerts.announce(await self._watchlists.newest_alert())
+        self._api = self._make_api()
+        await self._start_webhooks()
+        await self._follow_edges()
+        self._keep_running(self._prune_for_ever())
+        self._keep_running(self._grow_graph_for_ever())
+
+    async def drain(self) -> None:
+        """Stops reading and ends the streams of results; the commit under way is finished."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._results.close()
+        self._alerts.close()
+
+    async def close(self) -> None:
+        """Closes threads and database; the graph of the index is left for the next start."""
+        await asyncio.to_thread(self._analysis.shutdown)
+        await asyncio.to_thread(self._searching.shutdown)
+        await asyncio.to_thread(self._store.close)
+        await asyncio.to_thread(self._index.save_graph, self._graph_file)
+
+    async def forget(self, face_ids: Sequence[str]) -> int:
+        """Deletes all that came of these faces, in the database and in the index; how many."""
+        gone = await self._store.forget(face_ids)
+        await self._take_from_index(gone)
+        self._metrics.results_forgotten.inc(len(gone))
+        log.info("faces forgotten", asked=len(face_ids), results=len(gone))
+        return len(gone)
+
+    def _make_api(self) -> AnalyticsApi:
+        settings = self.settings
+        examples = ExampleReader(
+            self._codec,
+            self._store,
+            self._searching,
+            PictureLimits(max_bytes=settings.max_picture_bytes),
+            settings.min_trusted_score,
+        )
+        return AnalyticsApi(
+            self._codec.model_bundle,
+            self._store,
+            self._index,
+            self._watchlists,
+            examples,
+            self._results,
+            self._alerts,
+            self._metrics,
+            self._searching,
+        )
+
+    async def _follow_edges(self) -> None:
+        settings = self.settings
         request = edge_pb2.SubscribeRequest(
             camera_ids=settings.camera_ids, min_face_score=settings.min_face_score
         )
         for edge in settings.edges:
             feed = EdgeFeed(
                 edge,
-                await store.edge_cursor(edge),
+                await self._store.edge_cursor(edge),
                 request,
                 self._queue,
                 self._metrics,
@@ -96,97 +164,27 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         worker = Worker(
             self._codec,
             self._analysis,
-            store,
+            self._store,
             self._queue,
             self._metrics,
             settings.batch_faces,
+            settings.min_trusted_score,
             self._kept,
         )
         self._keep_running(worker.run())
-        self._keep_running(self._prune_for_ever())
 
-    async def drain(self) -> None:
-        """Stops reading and ends the streams of results; the commit under way is finished."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._announcer.close()
-
-    async def close(self) -> None:
-        """Closes threads and database."""
-        await asyncio.to_thread(self._analysis.shutdown)
-        await asyncio.to_thread(self._searching.shutdown)
-        await asyncio.to_thread(self._store.close)
-
-    async def SubscribeResults(  # noqa: N802
-        self,
-        request: analytics_pb2.SubscribeResultsRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> AsyncIterator[analytics_pb2.SubscribeResultsResponse]:
-        """Stream results; see the contract in `analytics.proto`.
-
-        The headers of the answer are sent when the start is fixed: what is kept after they have
-        arrived will be streamed.
-        """
-        _check_unit("min_face_score", request.min_face_score)
-        at = first_cursor(request, self._announcer.newest)
-        await context.send_initial_metadata(())
-        with self._metrics.subscribers.track_inprogress():
-            async for response in follow_results(self._store, self._announcer, request, at):
-                yield response
-
-    async def SearchFaces(  # noqa: N802
-        self,
-        request: analytics_pb2.SearchFacesRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> analytics_pb2.SearchFacesResponse:
-        """Find faces; see the contract in `analytics.proto`."""
-        filters, limit = _filters(request), request.limit or DEFAULT_LIMIT
-        if limit > HIGHEST_LIMIT:
-            raise InvalidInput(f"limit {limit}: at most {HIGHEST_LIMIT}")
-        like = request.WhichOneof("like")
-        min_similarity = None
-        if request.HasField("min_similarity"):
-            min_similarity = request.min_similarity
-            if like is None:
-                raise InvalidInput("min_similarity needs an example: face_id or basic")
-            if not -1.0 <= min_similarity <= 1.0:
-                raise InvalidInput(f"min_similarity {min_similarity}: must be -1..1")
-        loop = asyncio.get_running_loop()
-        with self._metrics.search_seconds.time():
-            example = None
-            if like == "basic":
-                analysis = await loop.run_in_executor(
-                    self._searching, self._codec.analyze, request.basic
-                )
-                example = analysis.embedding
-            elif like == "face_id":
-                example = (await self._known_face(request.face_id)).vector()
-            matches = await loop.run_in_executor(
-                self._searching, self._index.search, filters, limit, example, min_similarity
-            )
-            found = await self._store.by_cursors([match.cursor for match in matches])
-        return analytics_pb2.SearchFacesResponse(
-            hits=[
-                analytics_pb2.SearchFacesResponse.Hit(
-                    analysis=found[match.cursor].message(), similarity=match.similarity
-                )
-                for match in matches
-                if match.cursor in found
-            ]
-        )
-
-    async def _known_face(self, face_id: str) -> StoredResult:
-        result = await self._store.by_face(face_id)
-        if result is None:
-            raise FaceNotKept(f"no result of face {face_id!r} is kept", face_id=face_id)
-        bundle = analytics_pb2.FaceAnalysis.FromString(result.analysis).face.model_bundle
-        if bundle != self._codec.model_bundle:
-            raise BundleMismatch(
-                f"face {face_id} was coded with model bundle {bundle}, which cannot be compared"
-                f" with faces of {self._codec.model_bundle}"
-            )
-        return result
+    async def _start_webhooks(self) -> None:
+        store = HookStore(self._store.database)
+        hooks: dict[Webhook, int] = {}
+        for settings in self.settings.webhooks:
+            followed: tuple[Announcer, Page] = (self._alerts, self._watchlists.alerts)
+            if settings.sends == "results":
+                followed = (self._results, self._store.page)
+            hook = Webhook(settings, load_secret(settings), store, *followed, self._metrics)
+            hooks[hook] = followed[0].newest
+        await store.open({hook.key: newest for hook, newest in hooks.items()})
+        for hook in hooks:
+            self._keep_running(hook.run())
 
     def _load_codec(self) -> Codec:
         settings = self.settings
@@ -204,25 +202,43 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
         while page := await self._store.page(at, _LOAD_PAGE):
             await asyncio.to_thread(self._add_to_index, page)
             at = page[-1].cursor
+        ready = await asyncio.to_thread(self._index.load_graph, self._graph_file)
+        # Graphs of other model bundles, and one that does not fit, are of no use any more.
+        for path in self._graph_file.parent.glob(f"{self.settings.database.name}.*.usearch*"):
+            if path != self._graph_file or not ready:
+                path.unlink(missing_ok=True)
+        self._show_index()
         log.info(
             "results loaded",
             faces=len(self._index),
+            graph_loaded=ready,
             seconds=round(time.perf_counter() - started, 3),
         )
 
     def _add_to_index(self, results: Sequence[StoredResult]) -> None:
-        self._index.add([index_entry(result, self._codec.model_bundle) for result in results])
+        self._index.add([result.index_entry(self._codec.model_bundle) for result in results])
         self._show_index()
+
+    async def _take_from_index(self, cursors: Sequence[int]) -> None:
+        if cursors:
+            # What is deleted must not stay in the file either; the next stop writes a new one.
+            self._graph_file.unlink(missing_ok=True)
+            await asyncio.to_thread(self._index.remove, cursors)
+            self._show_index()
 
     def _show_index(self) -> None:
         self._metrics.index_faces.set(len(self._index))
         self._metrics.index_bytes.set(self._index.bytes_used)
+        self._metrics.index_waiting.set(self._index.waiting)
 
-    def _kept(self, new: Sequence[StoredResult]) -> None:
-        """Makes committed results known: searchable first, then announced."""
-        if new:
-            self._add_to_index(new)
-            self._announcer.announce(new[-1].cursor)
+    def _kept(self, made: Committed) -> None:
+        """Makes what is committed known: searchable first, then announced."""
+        if made.results:
+            self._add_to_index(made.results)
+            self._results.announce(made.results[-1].cursor)
+        if made.alerts:
+            self._metrics.alerts.inc(made.alerts)
+            self._alerts.announce(made.newest_alert)
 
     async def _prune(self) -> None:
         settings = self.settings
@@ -232,9 +248,11 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
                 max_results=settings.max_results,
             )
         )
+        expired = await self._watchlists.drop_expired()
+        if expired:
+            log.info("watchlist entries expired", entries=expired)
         if gone:
-            await asyncio.to_thread(self._index.remove, gone)
-            self._show_index()
+            await self._take_from_index(gone)
             self._metrics.results_pruned.inc(len(gone))
             log.info("results pruned", results=len(gone))
 
@@ -243,6 +261,15 @@ class AnalyticsService(analytics_pb2_grpc.AnalyticsServicer):
             await asyncio.sleep(self.settings.retention_check_seconds)
             with contextlib.suppress(StorageError):
                 await self._prune()
+
+    async def _grow_graph_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            started = time.perf_counter()
+            more = await loop.run_in_executor(self._searching, self._index.grow_graph)
+            busy = time.perf_counter() - started
+            rest = busy * (1.0 / _GRAPH_SHARE - 1.0) if more else _GRAPH_REST_SECONDS
+            await asyncio.sleep(rest)
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -258,44 +285,3 @@ def run(settings: AnalyticsSettings) -> None:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.critical("background work died", exc_info=task.exception())
-
-
-def _filters(request: analytics_pb2.SearchFacesRequest) -> Filters:
-    _check_unit("min_face_score", request.min_face_score)
-    captured_from = _nanoseconds(request, "captured_from")
-    captured_until = _nanoseconds(request, "captured_until")
-    if captured_from is not None and captured_until is not None and captured_from > captured_until:
-        raise InvalidInput("captured_from lies behind captured_until")
-    return Filters(
-        camera_ids=tuple(request.camera_ids),
-        captured_from=captured_from,
-        captured_until=captured_until,
-        age=_bounds(request, "age"),
-        gender=_bounds(request, "gender"),
-        smile=_bounds(request, "smile"),
-        min_face_score=request.min_face_score,
-    )
-
-
-def _bounds(request: analytics_pb2.SearchFacesRequest, name: str) -> Bounds:
-    field: analytics_pb2.Range = getattr(request, name)
-    low = field.min if field.HasField("min") else None
-    high = field.max if field.HasField("max") else None
-    if any(side is not None and math.isnan(side) for side in (low, high)):
-        raise InvalidInput(f"{name}: a side of the range is not a number")
-    if low is not None and high is not None and low > high:
-        raise InvalidInput(f"{name}: min {low:g} is over max {high:g}")
-    return Bounds(low, high)
-
-
-def _nanoseconds(request: analytics_pb2.SearchFacesRequest, name: str) -> int | None:
-    if not request.HasField(name):
-        return None
-    time_field: timestamp_pb2.Timestamp = getattr(request, name)
-    nanoseconds = int(time_field.seconds) * 10**9 + int(time_field.nanos)
-    return max(-(2**63), min(nanoseconds, 2**63 - 1))
-
-
-def _check_unit(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise InvalidInput(f"{name} {value:g}: must be 0..1")

@@ -4,13 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
 
 from sfic.service.addresses import split_address
 from sfic.service.settings import EdgeClientSettings
 
-__all__ = ["AnalyticsSettings"]
+__all__ = ["AnalyticsSettings", "WebhookSettings"]
+
+
+class WebhookSettings(BaseModel):
+    """One webhook; see docs/analytics.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        title="Name of the hook; its place in the log is kept by it",
+    )
+    url: str = Field(
+        max_length=2000, title="Where to post", description="https; http only to this machine."
+    )
+    secret_file: Path = Field(
+        title="File with the secret that signs",
+        description="whsec_ and 24 to 64 bytes in base64, as Standard Webhooks has it.",
+    )
+    sends: Literal["results", "alerts"] = Field("alerts", title="What is posted")
+    camera_ids: tuple[str, ...] = Field((), title="Only faces of these cameras; empty: all")
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_safe(cls, value: str) -> str:
+        parts = urlsplit(value)
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if not parts.hostname or parts.scheme not in ("https", "http"):
+            raise ValueError("must be an https address")
+        if parts.scheme == "http" and not local:
+            raise ValueError("must be https: faces do not travel in the clear")
+        return value
 
 
 class AnalyticsSettings(EdgeClientSettings):
@@ -46,7 +79,64 @@ class AnalyticsSettings(EdgeClientSettings):
         ge=1,
         le=20_000_000,
         title="Results kept at most, the newest stay",
-        description="All are searched in memory: a million of 256 dimensions take 1 GB.",
+        description="All are searched in memory: a million of 128 dimensions take 1 GB.",
+    )
+    min_trusted_score: float = Field(
+        0.25,
+        ge=0.0,
+        le=1.0,
+        title="Faces less usable than this are unknown",
+        description="By the edge's face score and by the one read from the basic layer. Of an "
+        "unknown face nothing is guessed.",
+    )
+    exact_faces: int = Field(
+        100_000,
+        ge=10_000,
+        le=20_000_000,
+        title="Faces up to which a search compares all",
+        description="Above, a graph proposes candidates: docs/decisions/search-index.md.",
+    )
+    visit_gap_seconds: float = Field(
+        30.0,
+        gt=0.0,
+        le=86_400.0,
+        title="Longest time between two faces of a visit, in seconds",
+        description="Who comes back to a camera later than this makes a new visit.",
+    )
+    visit_similarity: float = Field(
+        0.5,
+        ge=-1.0,
+        le=1.0,
+        title="Cosine from which a face belongs to a visit",
+        description="Compared with the mean of the visit's faces.",
+    )
+    watchlists: bool = Field(
+        False,
+        title="Look for the faces of watchlists",
+        description="Off, because it identifies persons: docs/analytics.md says what that asks of "
+        "you.",
+    )
+    watchlist_entry_days: float = Field(
+        30.0,
+        gt=0.0,
+        le=3650.0,
+        title="Time that an entry of a watchlist is kept, in days",
+        description="Where the entry names no time itself.",
+    )
+    watchlist_entries: int = Field(
+        10_000, ge=1, le=1_000_000, title="Entries of all watchlists together, at most"
+    )
+    webhooks: tuple[WebhookSettings, ...] = Field(
+        (),
+        max_length=32,
+        title="Where results or alerts are posted to",
+        description="A list of tables: name, url, secret_file, sends, camera_ids.",
+    )
+    max_picture_bytes: int = Field(
+        8 * 1024 * 1024,
+        ge=1024,
+        title="Largest example picture, in bytes",
+        description="It has to fit into max_message_bytes.",
     )
     retention_check_seconds: float = Field(
         60.0, gt=0.0, le=86_400.0, title="Time between two checks of retention, in seconds"
@@ -85,3 +175,12 @@ class AnalyticsSettings(EdgeClientSettings):
         if len(set(value)) != len(value):
             raise ValueError("must not name an edge twice")
         return value
+
+    @model_validator(mode="after")
+    def _hooks_fit(self) -> Self:
+        names = [hook.name for hook in self.webhooks]
+        if len(set(names)) != len(names):
+            raise ValueError("webhooks: a name is there twice")
+        if not self.watchlists and any(hook.sends == "alerts" for hook in self.webhooks):
+            raise ValueError("webhooks: alerts are sent only with watchlists = true")
+        return self

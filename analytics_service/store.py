@@ -1,51 +1,37 @@
-"""What analytics keeps: results, faces that could not be read, and the cursor of each edge.
+"""What analytics keeps: results, their visits, failed faces, and the cursor of each edge.
 
-Belongs here: the tables and every query on them. Does not belong here: analysis and messages.
+Belongs here: their tables and every query on them. Does not belong here: analysis and messages;
+watchlists and webhooks, which have tables of their own in the same database.
 
-Results and the cursors of the edges they came from are committed in one transaction. After any
-stop, `kill -9` and power loss included, the feed goes on exactly behind the last face that is kept:
-none is lost, none comes twice. A face that an edge sends again all the same is known by its id.
+Results, the visits and alerts that come of them, and the cursors of the edges they came from are
+committed in one transaction. After any stop, `kill -9` and power loss included, the feed goes on
+exactly behind the last face that is kept: none is lost, none comes twice. A face that an edge sends
+again all the same is known by its id.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from analytics_service.records import StoredResult
+from analytics_service.records import StoredResult, stored_vector, vector_bytes
+from analytics_service.schema import MIGRATIONS
+from analytics_service.visits import Visit, VisitTracker
+from analytics_service.watchlists import Watchlists
 from sfic.service.sqlite import Database
 
-__all__ = ["FailedFace", "ResultStore", "Retention"]
+__all__ = ["Committed", "FailedFace", "ResultStore", "Retention", "VisitQuery"]
 
-_MIGRATIONS = (
-    """
-    CREATE TABLE results (
-        cursor INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again, without gaps when given
-        face_id TEXT NOT NULL UNIQUE,
-        analysed INTEGER NOT NULL,                 -- Unix nanoseconds
-        analysis BLOB NOT NULL,                    -- sfic.v1.FaceAnalysis without its embedding
-        embedding BLOB NOT NULL                    -- float32, little-endian
-    );
-    CREATE INDEX results_analysed ON results (analysed);
-    CREATE TABLE failures (
-        face_id TEXT PRIMARY KEY,
-        edge TEXT NOT NULL,
-        code TEXT NOT NULL,
-        message TEXT NOT NULL,
-        happened INTEGER NOT NULL
-    );
-    CREATE TABLE feeds (
-        edge TEXT PRIMARY KEY,
-        cursor INTEGER NOT NULL
-    );
-    """,
-)
-
-_COLUMNS = "cursor, face_id, analysed, analysis, embedding"
+_COLUMNS = ", ".join(field.name for field in fields(StoredResult))
+_MARKS = ", ".join("?" * len(fields(StoredResult)))
+_VISIT_COLUMNS = ", ".join(field.name for field in fields(Visit))
 # SQLite takes a limited number of parameters in one statement.
 _CHUNK = 500
+# Visits that are looked at after a start, the newest; older ones have ended.
+_RECENT_VISITS = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,50 +49,78 @@ class FailedFace:
 class Retention:
     """What may stay: the newest `max_results`, and of them those made since `oldest` (Unix ns).
 
-    The same holds for faces that could not be read.
+    The same holds for faces that could not be read, and the age for alerts.
     """
 
     oldest: int
     max_results: int
 
 
+@dataclass(frozen=True)
+class Committed:
+    """What a commit made: new results with their cursors, and how many alerts up to which one."""
+
+    results: list[StoredResult]
+    alerts: int
+    newest_alert: int
+
+
+@dataclass(frozen=True)
+class VisitQuery:
+    """Which visits, and where their page starts: behind the visit (first, id), latest first."""
+
+    camera_ids: Sequence[str]
+    seen_from: int | None
+    seen_until: int | None
+    min_faces: int
+    after: tuple[int, str] | None
+    limit: int
+
+
 class ResultStore:
     """The database of analytics. Every method raises `StorageError` when the disk fails."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, visits: VisitTracker, watchlists: Watchlists) -> None:
         """Opens or makes the database."""
-        self._database = Database(path, _MIGRATIONS)
+        self.database = Database(path, MIGRATIONS)
+        self._visits = visits
+        self._watchlists = watchlists
+        self.database.write_now(self._resume_visits)
 
     def close(self) -> None:
         """Finishes what was asked for and closes; waits."""
-        self._database.close()
+        self.database.close()
 
     async def commit(
         self,
         results: Sequence[StoredResult],
         failures: Sequence[FailedFace],
         cursors: Mapping[str, int],
-    ) -> list[StoredResult]:
+    ) -> Committed:
         """Keeps it all or nothing, and moves the cursor of each edge in the same transaction.
 
-        Returns the results that are new, with their cursors, in the order given; results of faces
-        already known are left out.
+        Results of faces already known are left out; the others get their cursors, in the order
+        given, their visits and their alerts.
         """
+        plan = self._visits.plan()
 
-        def work(connection: sqlite3.Connection) -> list[StoredResult]:
+        def work(connection: sqlite3.Connection) -> Committed:
+            plan.changed.clear()
             new: list[StoredResult] = []
+            known = _known_faces(connection, [result.face_id for result in results])
+            cursor = _newest(connection, "results")
             for result in results:
-                # Looked up first because a refused insert would leave a gap in the cursors.
-                if connection.execute(
-                    "SELECT 1 FROM results WHERE face_id = ?", (result.face_id,)
-                ).fetchone():
+                if result.face_id in known:
                     continue
-                row = connection.execute(
-                    "INSERT INTO results (face_id, analysed, analysis, embedding)"
-                    " VALUES (?, ?, ?, ?)",
-                    (result.face_id, result.analysed, result.analysis, result.embedding),
-                )
-                new.append(replace(result, cursor=row.lastrowid or 0))
+                known.add(result.face_id)
+                cursor += 1
+                visit = plan.place(result.sighting(), cursor) if result.embedding else None
+                new.append(replace(result, cursor=cursor, visit_id=visit))
+            connection.executemany(
+                f"INSERT INTO results ({_COLUMNS}) VALUES ({_MARKS})", map(_row, new)
+            )
+            _put_visits(connection, plan.changed.values())
+            alerts = self._watchlists.raise_alerts(connection, new)
             connection.executemany(
                 "INSERT OR REPLACE INTO failures (face_id, edge, code, message, happened)"
                 " VALUES (?, ?, ?, ?, ?)",
@@ -117,27 +131,24 @@ class ResultStore:
                 " ON CONFLICT (edge) DO UPDATE SET cursor = excluded.cursor",
                 cursors.items(),
             )
-            return new
+            return Committed(new, alerts, _newest(connection, "alerts"))
 
-        return await self._database.write(work)
+        return await self.database.write(work, lambda _: self._visits.accept(plan.changed.values()))
 
     async def edge_cursor(self, edge: str) -> int:
         """The cursor to resume an edge's feed after; 0 when it was never read."""
-        row = await self._database.read(
+        row = await self.database.read(
             lambda c: c.execute("SELECT cursor FROM feeds WHERE edge = ?", (edge,)).fetchone()
         )
         return int(row[0]) if row else 0
 
     async def newest_cursor(self) -> int:
         """The highest cursor ever given, also when that result is gone; 0 before the first."""
-        row = await self._database.read(
-            lambda c: c.execute("SELECT seq FROM sqlite_sequence WHERE name = 'results'").fetchone()
-        )
-        return int(row[0]) if row else 0
+        return await self.database.read(lambda c: _newest(c, "results"))
 
     async def page(self, after: int, limit: int) -> list[StoredResult]:
         """At most `limit` results behind a cursor, in order."""
-        rows = await self._database.read(
+        rows = await self.database.read(
             lambda c: c.execute(
                 f"SELECT {_COLUMNS} FROM results WHERE cursor > ? ORDER BY cursor LIMIT ?",
                 (after, limit),
@@ -147,7 +158,7 @@ class ResultStore:
 
     async def by_face(self, face_id: str) -> StoredResult | None:
         """The result of a face, or None."""
-        row = await self._database.read(
+        row = await self.database.read(
             lambda c: c.execute(
                 f"SELECT {_COLUMNS} FROM results WHERE face_id = ?", (face_id,)
             ).fetchone()
@@ -158,21 +169,37 @@ class ResultStore:
         """Results by cursor; those that are gone are left out."""
 
         def work(connection: sqlite3.Connection) -> dict[int, StoredResult]:
-            found: dict[int, StoredResult] = {}
-            for start in range(0, len(cursors), _CHUNK):
-                chunk = cursors[start : start + _CHUNK]
-                marks = ", ".join("?" * len(chunk))
-                for row in connection.execute(
-                    f"SELECT {_COLUMNS} FROM results WHERE cursor IN ({marks})", chunk
-                ):
-                    found[row[0]] = StoredResult(*row)
-            return found
+            query = f"SELECT {_COLUMNS} FROM results WHERE cursor IN "
+            return {row[0]: StoredResult(*row) for row in _each(connection, query, cursors)}
 
-        return await self._database.read(work)
+        return await self.database.read(work)
+
+    async def visits(self, query: VisitQuery) -> list[Visit]:
+        """Visits, latest first face first."""
+        where, values = ["faces >= ?"], [query.min_faces]
+        given: list[object] = list(values)
+        if query.camera_ids:
+            where.append(f"camera_id IN ({', '.join('?' * len(query.camera_ids))})")
+            given += query.camera_ids
+        if query.seen_from is not None:
+            where.append("last >= ?")
+            given.append(query.seen_from)
+        if query.seen_until is not None:
+            where.append("first <= ?")
+            given.append(query.seen_until)
+        if query.after is not None:
+            where.append("(first, visit_id) < (?, ?)")
+            given += query.after
+        sql = (
+            f"SELECT {_VISIT_COLUMNS} FROM visits WHERE {' AND '.join(where)}"
+            " ORDER BY first DESC, visit_id DESC LIMIT ?"
+        )
+        rows = await self.database.read(lambda c: c.execute(sql, (*given, query.limit)).fetchall())
+        return [_visit(row) for row in rows]
 
     async def failures(self) -> list[FailedFace]:
         """Every face that could not be read, oldest first."""
-        rows = await self._database.read(
+        rows = await self.database.read(
             lambda c: c.execute(
                 "SELECT face_id, edge, code, message, happened FROM failures"
                 " ORDER BY happened, face_id"
@@ -189,12 +216,104 @@ class ResultStore:
                 " (SELECT rowid FROM failures ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
                 (retention.oldest, retention.max_results),
             )
+            connection.execute("DELETE FROM alerts WHERE raised < ?", (retention.oldest,))
             rows = connection.execute(
                 "DELETE FROM results WHERE analysed < ? OR cursor <="
                 " (SELECT cursor FROM results ORDER BY cursor DESC LIMIT 1 OFFSET ?)"
-                " RETURNING cursor",
+                " RETURNING cursor, visit_id",
                 (retention.oldest, retention.max_results),
             ).fetchall()
+            self._mend_visits(connection, {row[1] for row in rows if row[1]})
             return sorted(int(row[0]) for row in rows)
 
-        return await self._database.write(work)
+        return await self.database.write(work, lambda gone: self._follow_visits() if gone else None)
+
+    async def forget(self, face_ids: Sequence[str]) -> list[int]:
+        """Deletes all that came of these faces: results, alerts, watchlist entries, failures.
+
+        Returns the cursors of the results deleted. Faces that are not kept are no error.
+        """
+
+        def work(connection: sqlite3.Connection) -> list[int]:
+            rows = list(
+                _each(
+                    connection,
+                    "DELETE FROM results WHERE face_id IN ",
+                    face_ids,
+                    " RETURNING cursor, visit_id",
+                )
+            )
+            for table in ("alerts", "entries", "failures"):
+                list(_each(connection, f"DELETE FROM {table} WHERE face_id IN ", face_ids))
+            self._watchlists.forget_loaded()
+            self._mend_visits(connection, {row[1] for row in rows if row[1]})
+            return sorted(int(row[0]) for row in rows)
+
+        return await self.database.write(work, lambda _: self._follow_visits())
+
+    def _mend_visits(self, connection: sqlite3.Connection, visit_ids: set[str]) -> None:
+        """Makes visits say only what their results that are left say."""
+        for visit_id in visit_ids:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM results WHERE visit_id = ? ORDER BY cursor", (visit_id,)
+            ).fetchall()
+            left = [StoredResult(*row) for row in rows]
+            connection.execute("DELETE FROM visits WHERE visit_id = ?", (visit_id,))
+            if not left:
+                connection.execute("DELETE FROM alerts WHERE visit_id = ?", (visit_id,))
+                continue
+            visit = Visit.started_by(left[0].sighting(), left[0].cursor)
+            for result in left[1:]:
+                visit = visit.joined_by(result.sighting(), result.cursor)
+            _put_visits(connection, [replace(visit, visit_id=visit_id)])
+
+    def _follow_visits(self) -> None:
+        self.database.write_now(self._resume_visits)
+
+    def _resume_visits(self, connection: sqlite3.Connection) -> None:
+        rows = connection.execute(
+            f"SELECT {_VISIT_COLUMNS} FROM visits ORDER BY newest DESC LIMIT ?", (_RECENT_VISITS,)
+        ).fetchall()
+        self._visits.replace_all([_visit(row) for row in reversed(rows)])
+
+
+def _each(
+    connection: sqlite3.Connection, query: str, values: Sequence[object], after: str = ""
+) -> Iterable[tuple[Any, ...]]:
+    """Rows of a query that ends in `IN (values)`, in as many pieces as SQLite needs."""
+    for start in range(0, len(values), _CHUNK):
+        chunk = values[start : start + _CHUNK]
+        yield from connection.execute(f"{query}({', '.join('?' * len(chunk))}){after}", chunk)
+
+
+def _known_faces(connection: sqlite3.Connection, face_ids: Sequence[str]) -> set[str]:
+    query = "SELECT face_id FROM results WHERE face_id IN "
+    return {str(row[0]) for row in _each(connection, query, face_ids)}
+
+
+def _newest(connection: sqlite3.Connection, table: str) -> int:
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _row(result: StoredResult) -> tuple[object, ...]:
+    return tuple(getattr(result, field.name) for field in fields(StoredResult))
+
+
+def _visit(row: Sequence[Any]) -> Visit:
+    values = (*row[:-1], stored_vector(row[-1]))
+    return Visit(*values)
+
+
+def _put_visits(connection: sqlite3.Connection, visits: Iterable[Visit]) -> None:
+    marks = ", ".join("?" * len(fields(Visit)))
+    connection.executemany(
+        f"INSERT OR REPLACE INTO visits ({_VISIT_COLUMNS}) VALUES ({marks})",
+        [
+            (
+                *(getattr(visit, field.name) for field in fields(Visit)[:-1]),
+                vector_bytes(visit.total),
+            )
+            for visit in visits
+        ],
+    )

@@ -27,7 +27,7 @@ import structlog
 
 from analytics_service.metrics import AnalyticsMetrics
 from analytics_service.records import StoredResult, make_result
-from analytics_service.store import FailedFace, ResultStore
+from analytics_service.store import Committed, FailedFace, ResultStore
 from sfic.analysis import Analysis
 from sfic.codec import Codec
 from sfic.errors import ConfigError, InvalidInput, SficError, StorageError
@@ -130,15 +130,17 @@ class Worker:
         queue: asyncio.Queue[Arrival],
         metrics: AnalyticsMetrics,
         batch_faces: int,
-        kept: Callable[[Sequence[StoredResult]], None],
+        min_trusted_score: float,
+        kept: Callable[[Committed], None],
     ) -> None:
-        """`kept` is called in the event loop with the new results of each commit."""
+        """`kept` is called in the event loop with what each commit made."""
         self._codec = codec
         self._executor = executor
         self._store = store
         self._queue = queue
         self._metrics = metrics
         self._batch_faces = batch_faces
+        self._min_trusted_score = min_trusted_score
         self._kept = kept
 
     async def run(self) -> None:
@@ -178,7 +180,11 @@ class Worker:
             try:
                 if isinstance(outcome, SficError):
                     raise outcome
-                results.append(make_result(arrival.face, outcome, self._codec.model_bundle))
+                results.append(
+                    make_result(
+                        arrival.face, outcome, self._codec.model_bundle, self._min_trusted_score
+                    )
+                )
             except SficError as error:
                 face_id = arrival.face.face_id
                 failures.append(
@@ -186,16 +192,16 @@ class Worker:
                 )
         _log_failures(failures)
         # A later face of the same edge comes later in the batch, so the last cursor wins.
-        new = await self._commit(results, failures, {a.edge: a.cursor for a in batch})
-        self._count(batch, failures, new)
-        self._kept(new)
+        made = await self._commit(results, failures, {a.edge: a.cursor for a in batch})
+        self._count(batch, failures, made.results)
+        self._kept(made)
 
     async def _commit(
         self,
         results: Sequence[StoredResult],
         failures: Sequence[FailedFace],
         cursors: dict[str, int],
-    ) -> list[StoredResult]:
+    ) -> Committed:
         backoff = Backoff()
         while True:
             try:
@@ -212,15 +218,18 @@ class Worker:
         new: Sequence[StoredResult],
     ) -> None:
         failed = {failure.face_id: failure.code for failure in failures}
-        fresh = {result.face_id for result in new}
+        fresh = {result.face_id: bool(result.embedding) for result in new}
         now = time.time()
         for arrival in batch:
             face_id = arrival.face.face_id
             outcome = failed.get(face_id) or ("OK" if face_id in fresh else "REPEATED")
             self._metrics.faces.labels(arrival.edge, outcome).inc()
             if outcome == "OK":
-                captured = arrival.face.capture_time.ToNanoseconds() / 1e9
-                self._metrics.lag_seconds.observe(max(0.0, now - captured))
+                if not fresh[face_id]:
+                    self._metrics.faces_unknown.labels(arrival.edge).inc()
+                lag = max(0.0, now - arrival.face.capture_time.ToNanoseconds() / 1e9)
+                self._metrics.lag_seconds.observe(lag)
+                self._metrics.newest_lag_seconds.labels(arrival.edge).set(lag)
 
 
 def _log_failures(failures: Sequence[FailedFace]) -> None:

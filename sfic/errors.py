@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "FaceNotKept",
+    "FaceTooPoor",
     "FrameTooLarge",
     "InvalidInput",
     "LayerMissing",
@@ -29,6 +30,7 @@ __all__ = [
     "StorageError",
     "Unauthenticated",
     "Unavailable",
+    "WatchlistsOff",
 ]
 
 
@@ -70,6 +72,12 @@ class FrameTooLarge(InvalidInput):
     """A message is over the configured size."""
 
     code = "FRAME_TOO_LARGE"
+
+
+class FaceTooPoor(InvalidInput):
+    """The face is too poor to be compared with others."""
+
+    code = "FACE_TOO_POOR"
 
 
 class ConfigError(InvalidInput):
@@ -182,4 +190,12 @@ class Unavailable(SficError):
 
     code = "UNAVAILABLE"
     grpc_status = "UNAVAILABLE"
+    exit_code = 4
+
+
+class WatchlistsOff(SficError):
+    """Watchlists are not switched on at this service."""
+
+    code = "WATCHLISTS_OFF"
+    grpc_status = "FAILED_PRECONDITION"
     exit_code = 4

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -26,10 +27,13 @@ from service_rig import (
 )
 from services_util import running
 
+from analytics_service.records import StoredResult
 from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry
 from analytics_service.service import AnalyticsService
 from analytics_service.settings import AnalyticsSettings
 from analytics_service.store import FailedFace, ResultStore, Retention
+from analytics_service.visits import VisitTracker
+from analytics_service.watchlists import Watchlists
 from sfic.errors import ConfigError, FaceNotKept, InvalidInput, SficError, StorageError
 from sfic.processes import free_address
 from sfic.service.client import from_rpc_error, open_channel, sfic_errors
@@ -419,20 +423,18 @@ async def test_subscribers_are_told_when_the_service_goes_away(tmp_path: Path) -
 
 
 async def test_store_keeps_all_or_nothing(tmp_path: Path) -> None:
-    from analytics_service.records import StoredResult
-
-    store = ResultStore(tmp_path / "a.sqlite")
+    store = open_store(tmp_path / "a.sqlite")
     try:
-        result = StoredResult(0, "face", time.time_ns(), b"", b"")
-        (first,) = await store.commit([result], [], {"edge": 7})
+        result = stored("face")
+        (first,) = (await store.commit([result], [], {"edge": 7})).results
         assert (first.cursor, await store.edge_cursor("edge")) == (1, 7)
         # A row that SQLite refuses takes the whole batch with it, the cursor included.
         broken = replace(result, face_id="other", analysis=None)  # type: ignore[arg-type]
         with pytest.raises(StorageError):
-            await store.commit([replace(result, face_id="third"), broken], [], {"edge": 9})
+            await store.commit([stored("third"), broken], [], {"edge": 9})
         assert await store.edge_cursor("edge") == 7
-        assert await store.commit([result], [], {"edge": 8}) == []
-        (second,) = await store.commit([replace(result, face_id="third")], [], {"edge": 9})
+        assert (await store.commit([result], [], {"edge": 8})).results == []
+        (second,) = (await store.commit([stored("third")], [], {"edge": 9})).results
         assert second.cursor == 2, "refused rows must leave no gap"
         failed = [FailedFace(str(k), "edge", "PACKET", "", time.time_ns()) for k in range(5)]
         await store.commit([], failed, {})
@@ -443,12 +445,35 @@ async def test_store_keeps_all_or_nothing(tmp_path: Path) -> None:
         assert await store.newest_cursor() == 2
     finally:
         store.close()
-    newer = ResultStore(tmp_path / "a.sqlite")
+    newer = open_store(tmp_path / "a.sqlite")
     assert await newer.newest_cursor() == 2
-    await newer._database.write(lambda c: c.execute("PRAGMA user_version = 99"))
+    await newer.database.write(lambda c: c.execute("PRAGMA user_version = 99"))
     newer.close()
     with pytest.raises(StorageError, match="newer release"):
-        ResultStore(tmp_path / "a.sqlite")
+        open_store(tmp_path / "a.sqlite")
+
+
+def open_store(path: Path) -> ResultStore:
+    """A store as the service opens it."""
+    return ResultStore(path, VisitTracker(30.0, 0.5), Watchlists("bundle", enabled=False))
+
+
+def stored(face_id: str, **values: Any) -> StoredResult:
+    """A result that a test keeps by itself."""
+    fields = {
+        "cursor": 0,
+        "analysed": time.time_ns(),
+        "analysis": b"",
+        "embedding": b"",
+        "camera_id": "c",
+        "captured": 0,
+        "face_score": 1.0,
+        "model_bundle": "bundle",
+        "age": None,
+        "gender": None,
+        "smile": None,
+    }
+    return StoredResult(**{**fields, "face_id": face_id, **values})
 
 
 def entry(cursor: int, embedding: np.ndarray | None, **values: object) -> IndexEntry:
@@ -468,7 +493,7 @@ def test_index_agrees_with_brute_force() -> None:
     vectors = rng.normal(size=(3000, 48)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ages = rng.uniform(0, 100, 3000).astype(np.float32)
-    index = FaceIndex()
+    index = FaceIndex(exact_faces=10_000)
     assert index.search(Filters(), 5, vectors[0]) == []
     for start in range(0, 3000, 700):
         block = range(start, min(start + 700, 3000))
@@ -490,7 +515,7 @@ def test_index_agrees_with_brute_force() -> None:
 
 def test_index_never_compares_faces_of_another_bundle() -> None:
     vector = np.eye(8, dtype=np.float32)[0]
-    index = FaceIndex()
+    index = FaceIndex(exact_faces=10_000)
     index.add([entry(1, None), entry(2, None)])
     assert index.search(Filters(), 5, vector) == []
     index.add([entry(3, vector)])

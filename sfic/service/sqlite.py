@@ -14,24 +14,27 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from sfic.errors import StorageError
 
-__all__ = ["Database"]
+__all__ = ["Database", "Migration"]
 
 T = TypeVar("T")
+
+Migration: TypeAlias = str | Callable[[sqlite3.Connection], None]
+"""One step of the schema: a SQL script, or a function where rows have to be read to be changed."""
 
 
 class Database:
     """A database file, opened or made, migrated to the newest schema.
 
-    `migrations[i]` is the SQL script that leads from schema version i to i + 1 (`PRAGMA
-    user_version`). Raises `StorageError` when the file cannot be used or is of a newer schema.
+    `migrations[i]` leads from schema version i to i + 1 (`PRAGMA user_version`), in one
+    transaction. Raises `StorageError` when the file cannot be used or is of a newer schema.
     The functions given to `read` and `write` run in a thread with a connection to use there only.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[str], *, readers: int = 2) -> None:
+    def __init__(self, path: Path, migrations: Sequence[Migration], *, readers: int = 2) -> None:
         self.path = path
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -48,12 +51,25 @@ class Database:
             self.close()
             raise
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        committed: Callable[[T], None] | None = None,
+    ) -> T:
         """Run `work` in one transaction; when this returns, it is committed and synced.
 
-        Once started it runs to its end, also when the caller is cancelled.
+        Once started it runs to its end, also when the caller is cancelled. `committed` is called
+        with what `work` gave, in the same thread, before any other write: for state in memory that
+        has to follow the database.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_now, work)
+
+        def run() -> T:
+            result = self.write_now(work)
+            if committed is not None:
+                committed(result)
+            return result
+
+        return await asyncio.get_running_loop().run_in_executor(self._writer, run)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent view of the database."""
@@ -106,7 +122,7 @@ class Database:
                 self._connections.append(connection)
         return connection
 
-    def _migrate(self, migrations: Sequence[str]) -> None:
+    def _migrate(self, migrations: Sequence[Migration]) -> None:
         with self._errors():
             connection = self._connection()
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
@@ -116,11 +132,15 @@ class Database:
                     f"this one knows {len(migrations)}"
                 )
             for number in range(version, len(migrations)):
+                step = migrations[number]
                 try:
-                    connection.executescript(
-                        f"BEGIN IMMEDIATE; {migrations[number]};"
-                        f" PRAGMA user_version = {number + 1}; COMMIT;"
-                    )
+                    if isinstance(step, str):
+                        connection.executescript(f"BEGIN IMMEDIATE; {step};")
+                    else:
+                        connection.execute("BEGIN IMMEDIATE")
+                        step(connection)
+                    connection.execute(f"PRAGMA user_version = {number + 1}")
+                    connection.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")

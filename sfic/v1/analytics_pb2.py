@@ -26,29 +26,73 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sfic.v1 import common_pb2 as sfic_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sfic/v1/analytics.proto\x12\x07sfic.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sfic/v1/common.proto\"-\n\x08\x45stimate\x12\r\n\x05value\x18\x01 \x01(\x02\x12\x12\n\nconfidence\x18\x02 \x01(\x02\"\x8c\x03\n\x0c\x46\x61\x63\x65\x41nalysis\x12\x1f\n\x04\x66\x61\x63\x65\x18\x01 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12\x11\n\tembedding\x18\x02 \x03(\x02\x12\x1c\n\x14\x65mbedding_confidence\x18\x03 \x01(\x02\x12\x1e\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12!\n\x06gender\x18\x05 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12 \n\x05smile\x18\x06 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12\x1e\n\x03yaw\x18\x07 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12 \n\x05pitch\x18\x08 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12\x1f\n\x04roll\x18\t \x01(\x0b\x32\x11.sfic.v1.Estimate\x12\x11\n\tlandmarks\x18\n \x03(\x02\x12\x1c\n\x14landmarks_confidence\x18\x0b \x01(\x02\x12\x31\n\ranalysed_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x17SubscribeResultsRequest\x12\x12\n\ncamera_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\x04\x12\x11\n\tlive_only\x18\x03 \x01(\x08\x12\x16\n\x0emin_face_score\x18\x04 \x01(\x02\"k\n\x18SubscribeResultsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\'\n\x08\x61nalysis\x18\x02 \x01(\x0b\x32\x15.sfic.v1.FaceAnalysis\x12\x16\n\x0eresults_missed\x18\x03 \x01(\x04\";\n\x05Range\x12\x10\n\x03min\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xee\x02\n\x12SearchFacesRequest\x12\x11\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x62\x61sic\x18\x02 \x01(\x0cH\x00\x12\x12\n\ncamera_ids\x18\x03 \x03(\t\x12\x31\n\rcaptured_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63\x61ptured_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x03\x61ge\x18\x06 \x01(\x0b\x32\x0e.sfic.v1.Range\x12\x1e\n\x06gender\x18\x07 \x01(\x0b\x32\x0e.sfic.v1.Range\x12\x1d\n\x05smile\x18\x08 \x01(\x0b\x32\x0e.sfic.v1.Range\x12\x16\n\x0emin_face_score\x18\t \x01(\x02\x12\x1b\n\x0emin_similarity\x18\n \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05limit\x18\x0b \x01(\rB\x06\n\x04likeB\x11\n\x0f_min_similarity\"\x89\x01\n\x13SearchFacesResponse\x12.\n\x04hits\x18\x01 \x03(\x0b\x32 .sfic.v1.SearchFacesResponse.Hit\x1a\x42\n\x03Hit\x12\'\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x15.sfic.v1.FaceAnalysis\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x32\xb0\x01\n\tAnalytics\x12Y\n\x10SubscribeResults\x12 .sfic.v1.SubscribeResultsRequest\x1a!.sfic.v1.SubscribeResultsResponse0\x01\x12H\n\x0bSearchFaces\x12\x1b.sfic.v1.SearchFacesRequest\x1a\x1c.sfic.v1.SearchFacesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sfic/v1/analytics.proto\x12\x07sfic.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sfic/v1/common.proto\"-\n\x08\x45stimate\x12\r\n\x05value\x18\x01 \x01(\x02\x12\x12\n\nconfidence\x18\x02 \x01(\x02\"\xec\x03\n\x0c\x46\x61\x63\x65\x41nalysis\x12\x1f\n\x04\x66\x61\x63\x65\x18\x01 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12\x11\n\tembedding\x18\x02 \x03(\x02\x12\x1c\n\x14\x65mbedding_confidence\x18\x03 \x01(\x02\x12\x1e\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12!\n\x06gender\x18\x05 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12 \n\x05smile\x18\x06 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12\x1e\n\x03yaw\x18\x07 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12 \n\x05pitch\x18\x08 \x01(\x0b\x32\x11.sfic.v1.Estimate\x12\x1f\n\x04roll\x18\t \x01(\x0b\x32\x11.sfic.v1.Estimate\x12\x11\n\tlandmarks\x18\n \x03(\x02\x12\x1c\n\x14landmarks_confidence\x18\x0b \x01(\x02\x12\x31\n\ranalysed_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x06status\x18\r \x01(\x0e\x32\x15.sfic.v1.ResultStatus\x12%\n\nface_score\x18\x0e \x01(\x0b\x32\x11.sfic.v1.Estimate\x12\x10\n\x08visit_id\x18\x0f \x01(\t\"\xe8\x01\n\x17SubscribeResultsRequest\x12\x12\n\ncamera_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\x04\x12\x11\n\tlive_only\x18\x03 \x01(\x08\x12\x16\n\x0emin_face_score\x18\x04 \x01(\x02\x12\x11\n\tkept_only\x18\x05 \x01(\x08\x12\x31\n\rcaptured_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63\x61ptured_until\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x18SubscribeResultsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\'\n\x08\x61nalysis\x18\x02 \x01(\x0b\x32\x15.sfic.v1.FaceAnalysis\x12\x16\n\x0eresults_missed\x18\x03 \x01(\x04\";\n\x05Range\x12\x10\n\x03min\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xbe\x03\n\x12SearchFacesRequest\x12\x11\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x62\x61sic\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07picture\x18\x0c \x01(\x0cH\x00\x12\'\n\tembedding\x18\r \x01(\x0b\x32\x12.sfic.v1.EmbeddingH\x00\x12\x12\n\ncamera_ids\x18\x03 \x03(\t\x12\x31\n\rcaptured_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63\x61ptured_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x03\x61ge\x18\x06 \x01(\x0b\x32\x0e.sfic.v1.Range\x12\x1e\n\x06gender\x18\x07 \x01(\x0b\x32\x0e.sfic.v1.Range\x12\x1d\n\x05smile\x18\x08 \x01(\x0b\x32\x0e.sfic.v1.Range\x12\x16\n\x0emin_face_score\x18\t \x01(\x02\x12\x1b\n\x0emin_similarity\x18\n \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05limit\x18\x0b \x01(\r\x12\x12\n\npage_token\x18\x0e \x01(\tB\x06\n\x04likeB\x11\n\x0f_min_similarity\"1\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x14\n\x0cmodel_bundle\x18\x02 \x01(\t\"\xa2\x01\n\x13SearchFacesResponse\x12.\n\x04hits\x18\x01 \x03(\x0b\x32 .sfic.v1.SearchFacesResponse.Hit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x1a\x42\n\x03Hit\x12\'\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x15.sfic.v1.FaceAnalysis\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\"\xc9\x01\n\x05Visit\x12\x10\n\x08visit_id\x18\x01 \x01(\t\x12\x11\n\tcamera_id\x18\x02 \x01(\t\x12.\n\nfirst_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66\x61\x63\x65s\x18\x05 \x01(\r\x12\x14\n\x0c\x62\x65st_face_id\x18\x06 \x01(\t\x12\x17\n\x0f\x62\x65st_face_score\x18\x07 \x01(\x02\"\xbc\x01\n\x11ListVisitsRequest\x12\x12\n\ncamera_ids\x18\x01 \x03(\t\x12-\n\tseen_from\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nseen_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tmin_faces\x18\x04 \x01(\r\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"M\n\x12ListVisitsResponse\x12\x1e\n\x06visits\x18\x01 \x03(\x0b\x32\x0e.sfic.v1.Visit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9c\x01\n\tWatchlist\x12\x14\n\x0cwatchlist_id\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x11\n\tthreshold\x18\x03 \x01(\x02\x12\x12\n\ncamera_ids\x18\x04 \x03(\t\x12\x30\n\x0c\x63reated_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x65ntries\x18\x06 \x01(\r\"\xe3\x01\n\x0eWatchlistEntry\x12\x14\n\x0cwatchlist_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x16\n\tthreshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x30\n\x0c\x65xpires_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63reated_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08outdated\x18\x07 \x01(\x08\x42\x0c\n\n_threshold\"<\n\x13PutWatchlistRequest\x12%\n\twatchlist\x18\x01 \x01(\x0b\x32\x12.sfic.v1.Watchlist\"=\n\x14PutWatchlistResponse\x12%\n\twatchlist\x18\x01 \x01(\x0b\x32\x12.sfic.v1.Watchlist\"\x17\n\x15ListWatchlistsRequest\"@\n\x16ListWatchlistsResponse\x12&\n\nwatchlists\x18\x01 \x03(\x0b\x32\x12.sfic.v1.Watchlist\".\n\x16RemoveWatchlistRequest\x12\x14\n\x0cwatchlist_id\x18\x01 \x01(\t\"*\n\x17RemoveWatchlistResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x08\"\xaa\x01\n\x18PutWatchlistEntryRequest\x12&\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x17.sfic.v1.WatchlistEntry\x12\x11\n\x07\x66\x61\x63\x65_id\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x62\x61sic\x18\x03 \x01(\x0cH\x00\x12\x11\n\x07picture\x18\x04 \x01(\x0cH\x00\x12\'\n\tembedding\x18\x05 \x01(\x0b\x32\x12.sfic.v1.EmbeddingH\x00\x42\x06\n\x04like\"C\n\x19PutWatchlistEntryResponse\x12&\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x17.sfic.v1.WatchlistEntry\"3\n\x1bListWatchlistEntriesRequest\x12\x14\n\x0cwatchlist_id\x18\x01 \x01(\t\"H\n\x1cListWatchlistEntriesResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.sfic.v1.WatchlistEntry\"E\n\x1bRemoveWatchlistEntryRequest\x12\x14\n\x0cwatchlist_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\"/\n\x1cRemoveWatchlistEntryResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x08\"\xb6\x01\n\x05\x41lert\x12\x14\n\x0cwatchlist_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x1f\n\x04\x66\x61\x63\x65\x18\x04 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12\x10\n\x08visit_id\x18\x05 \x01(\t\x12\x12\n\nsimilarity\x18\x06 \x01(\x02\x12/\n\x0braised_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x16SubscribeAlertsRequest\x12\x15\n\rwatchlist_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\x04\x12\x11\n\tlive_only\x18\x03 \x01(\x08\x12\x11\n\tkept_only\x18\x04 \x01(\x08\"H\n\x17SubscribeAlertsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x1d\n\x05\x61lert\x18\x02 \x01(\x0b\x32\x0e.sfic.v1.Alert*a\n\x0cResultStatus\x12\x1d\n\x19RESULT_STATUS_UNSPECIFIED\x10\x00\x12\x17\n\x13RESULT_STATUS_KNOWN\x10\x01\x12\x19\n\x15RESULT_STATUS_UNKNOWN\x10\x02\x32\xeb\x06\n\tAnalytics\x12Y\n\x10SubscribeResults\x12 .sfic.v1.SubscribeResultsRequest\x1a!.sfic.v1.SubscribeResultsResponse0\x01\x12H\n\x0bSearchFaces\x12\x1b.sfic.v1.SearchFacesRequest\x1a\x1c.sfic.v1.SearchFacesResponse\x12\x45\n\nListVisits\x12\x1a.sfic.v1.ListVisitsRequest\x1a\x1b.sfic.v1.ListVisitsResponse\x12K\n\x0cPutWatchlist\x12\x1c.sfic.v1.PutWatchlistRequest\x1a\x1d.sfic.v1.PutWatchlistResponse\x12Q\n\x0eListWatchlists\x12\x1e.sfic.v1.ListWatchlistsRequest\x1a\x1f.sfic.v1.ListWatchlistsResponse\x12T\n\x0fRemoveWatchlist\x12\x1f.sfic.v1.RemoveWatchlistRequest\x1a .sfic.v1.RemoveWatchlistResponse\x12Z\n\x11PutWatchlistEntry\x12!.sfic.v1.PutWatchlistEntryRequest\x1a\".sfic.v1.PutWatchlistEntryResponse\x12\x63\n\x14ListWatchlistEntries\x12$.sfic.v1.ListWatchlistEntriesRequest\x1a%.sfic.v1.ListWatchlistEntriesResponse\x12\x63\n\x14RemoveWatchlistEntry\x12$.sfic.v1.RemoveWatchlistEntryRequest\x1a%.sfic.v1.RemoveWatchlistEntryResponse\x12V\n\x0fSubscribeAlerts\x12\x1f.sfic.v1.SubscribeAlertsRequest\x1a .sfic.v1.SubscribeAlertsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sfic.v1.analytics_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RESULTSTATUS']._serialized_start=3731
+  _globals['_RESULTSTATUS']._serialized_end=3828
   _globals['_ESTIMATE']._serialized_start=91
   _globals['_ESTIMATE']._serialized_end=136
   _globals['_FACEANALYSIS']._serialized_start=139
-  _globals['_FACEANALYSIS']._serialized_end=535
-  _globals['_SUBSCRIBERESULTSREQUEST']._serialized_start=537
-  _globals['_SUBSCRIBERESULTSREQUEST']._serialized_end=647
-  _globals['_SUBSCRIBERESULTSRESPONSE']._serialized_start=649
-  _globals['_SUBSCRIBERESULTSRESPONSE']._serialized_end=756
-  _globals['_RANGE']._serialized_start=758
-  _globals['_RANGE']._serialized_end=817
-  _globals['_SEARCHFACESREQUEST']._serialized_start=820
-  _globals['_SEARCHFACESREQUEST']._serialized_end=1186
-  _globals['_SEARCHFACESRESPONSE']._serialized_start=1189
-  _globals['_SEARCHFACESRESPONSE']._serialized_end=1326
-  _globals['_SEARCHFACESRESPONSE_HIT']._serialized_start=1260
-  _globals['_SEARCHFACESRESPONSE_HIT']._serialized_end=1326
-  _globals['_ANALYTICS']._serialized_start=1329
-  _globals['_ANALYTICS']._serialized_end=1505
+  _globals['_FACEANALYSIS']._serialized_end=631
+  _globals['_SUBSCRIBERESULTSREQUEST']._serialized_start=634
+  _globals['_SUBSCRIBERESULTSREQUEST']._serialized_end=866
+  _globals['_SUBSCRIBERESULTSRESPONSE']._serialized_start=868
+  _globals['_SUBSCRIBERESULTSRESPONSE']._serialized_end=975
+  _globals['_RANGE']._serialized_start=977
+  _globals['_RANGE']._serialized_end=1036
+  _globals['_SEARCHFACESREQUEST']._serialized_start=1039
+  _globals['_SEARCHFACESREQUEST']._serialized_end=1485
+  _globals['_EMBEDDING']._serialized_start=1487
+  _globals['_EMBEDDING']._serialized_end=1536
+  _globals['_SEARCHFACESRESPONSE']._serialized_start=1539
+  _globals['_SEARCHFACESRESPONSE']._serialized_end=1701
+  _globals['_SEARCHFACESRESPONSE_HIT']._serialized_start=1635
+  _globals['_SEARCHFACESRESPONSE_HIT']._serialized_end=1701
+  _globals['_VISIT']._serialized_start=1704
+  _globals['_VISIT']._serialized_end=1905
+  _globals['_LISTVISITSREQUEST']._serialized_start=1908
+  _globals['_LISTVISITSREQUEST']._serialized_end=2096
+  _globals['_LISTVISITSRESPONSE']._serialized_start=2098
+  _globals['_LISTVISITSRESPONSE']._serialized_end=2175
+  _globals['_WATCHLIST']._serialized_start=2178
+  _globals['_WATCHLIST']._serialized_end=2334
+  _globals['_WATCHLISTENTRY']._serialized_start=2337
+  _globals['_WATCHLISTENTRY']._serialized_end=2564
+  _globals['_PUTWATCHLISTREQUEST']._serialized_start=2566
+  _globals['_PUTWATCHLISTREQUEST']._serialized_end=2626
+  _globals['_PUTWATCHLISTRESPONSE']._serialized_start=2628
+  _globals['_PUTWATCHLISTRESPONSE']._serialized_end=2689
+  _globals['_LISTWATCHLISTSREQUEST']._serialized_start=2691
+  _globals['_LISTWATCHLISTSREQUEST']._serialized_end=2714
+  _globals['_LISTWATCHLISTSRESPONSE']._serialized_start=2716
+  _globals['_LISTWATCHLISTSRESPONSE']._serialized_end=2780
+  _globals['_REMOVEWATCHLISTREQUEST']._serialized_start=2782
+  _globals['_REMOVEWATCHLISTREQUEST']._serialized_end=2828
+  _globals['_REMOVEWATCHLISTRESPONSE']._serialized_start=2830
+  _globals['_REMOVEWATCHLISTRESPONSE']._serialized_end=2872
+  _globals['_PUTWATCHLISTENTRYREQUEST']._serialized_start=2875
+  _globals['_PUTWATCHLISTENTRYREQUEST']._serialized_end=3045
+  _globals['_PUTWATCHLISTENTRYRESPONSE']._serialized_start=3047
+  _globals['_PUTWATCHLISTENTRYRESPONSE']._serialized_end=3114
+  _globals['_LISTWATCHLISTENTRIESREQUEST']._serialized_start=3116
+  _globals['_LISTWATCHLISTENTRIESREQUEST']._serialized_end=3167
+  _globals['_LISTWATCHLISTENTRIESRESPONSE']._serialized_start=3169
+  _globals['_LISTWATCHLISTENTRIESRESPONSE']._serialized_end=3241
+  _globals['_REMOVEWATCHLISTENTRYREQUEST']._serialized_start=3243
+  _globals['_REMOVEWATCHLISTENTRYREQUEST']._serialized_end=3312
+  _globals['_REMOVEWATCHLISTENTRYRESPONSE']._serialized_start=3314
+  _globals['_REMOVEWATCHLISTENTRYRESPONSE']._serialized_end=3361
+  _globals['_ALERT']._serialized_start=3364
+  _globals['_ALERT']._serialized_end=3546
+  _globals['_SUBSCRIBEALERTSREQUEST']._serialized_start=3548
+  _globals['_SUBSCRIBEALERTSREQUEST']._serialized_end=3655
+  _globals['_SUBSCRIBEALERTSRESPONSE']._serialized_start=3657
+  _globals['_SUBSCRIBEALERTSRESPONSE']._serialized_end=3729
+  _globals['_ANALYTICS']._serialized_start=3831
+  _globals['_ANALYTICS']._serialized_end=4706
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,46 @@ class AnalyticsStub:
                 request_serializer=sfic_dot_v1_dot_analytics__pb2.SearchFacesRequest.SerializeToString,
                 response_deserializer=sfic_dot_v1_dot_analytics__pb2.SearchFacesResponse.FromString,
                 _registered_method=True)
+        self.ListVisits = channel.unary_unary(
+                '/sfic.v1.Analytics/ListVisits',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.ListVisitsRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.ListVisitsResponse.FromString,
+                _registered_method=True)
+        self.PutWatchlist = channel.unary_unary(
+                '/sfic.v1.Analytics/PutWatchlist',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistResponse.FromString,
+                _registered_method=True)
+        self.ListWatchlists = channel.unary_unary(
+                '/sfic.v1.Analytics/ListWatchlists',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistsRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistsResponse.FromString,
+                _registered_method=True)
+        self.RemoveWatchlist = channel.unary_unary(
+                '/sfic.v1.Analytics/RemoveWatchlist',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistResponse.FromString,
+                _registered_method=True)
+        self.PutWatchlistEntry = channel.unary_unary(
+                '/sfic.v1.Analytics/PutWatchlistEntry',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistEntryRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistEntryResponse.FromString,
+                _registered_method=True)
+        self.ListWatchlistEntries = channel.unary_unary(
+                '/sfic.v1.Analytics/ListWatchlistEntries',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistEntriesRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistEntriesResponse.FromString,
+                _registered_method=True)
+        self.RemoveWatchlistEntry = channel.unary_unary(
+                '/sfic.v1.Analytics/RemoveWatchlistEntry',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistEntryRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistEntryResponse.FromString,
+                _registered_method=True)
+        self.SubscribeAlerts = channel.unary_stream(
+                '/sfic.v1.Analytics/SubscribeAlerts',
+                request_serializer=sfic_dot_v1_dot_analytics__pb2.SubscribeAlertsRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_analytics__pb2.SubscribeAlertsResponse.FromString,
+                _registered_method=True)
 
 
 class AnalyticsServicer:
@@ -65,6 +105,65 @@ class AnalyticsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListVisits(self, request, context):
+        """Lists visits: runs of results of one person in front of one camera.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutWatchlist(self, request, context):
+        """Watchlists. All of it is refused with FAILED_PRECONDITION unless the service is set to
+        `watchlists = true`.
+
+        Makes a watchlist, or changes what is said of one; its entries stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWatchlists(self, request, context):
+        """Lists the watchlists by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveWatchlist(self, request, context):
+        """Removes a watchlist with its entries and its alerts; removing none is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutWatchlistEntry(self, request, context):
+        """Adds a face to a watchlist, or replaces the entry of the same id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWatchlistEntries(self, request, context):
+        """Lists the entries of a watchlist, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveWatchlistEntry(self, request, context):
+        """Removes an entry with its alerts; removing none is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubscribeAlerts(self, request, context):
+        """Streams alerts: those kept after `after_cursor` first, then live ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AnalyticsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +176,46 @@ def add_AnalyticsServicer_to_server(servicer, server):
                     servicer.SearchFaces,
                     request_deserializer=sfic_dot_v1_dot_analytics__pb2.SearchFacesRequest.FromString,
                     response_serializer=sfic_dot_v1_dot_analytics__pb2.SearchFacesResponse.SerializeToString,
+            ),
+            'ListVisits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVisits,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.ListVisitsRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.ListVisitsResponse.SerializeToString,
+            ),
+            'PutWatchlist': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutWatchlist,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistResponse.SerializeToString,
+            ),
+            'ListWatchlists': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWatchlists,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistsRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistsResponse.SerializeToString,
+            ),
+            'RemoveWatchlist': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveWatchlist,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistResponse.SerializeToString,
+            ),
+            'PutWatchlistEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutWatchlistEntry,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistEntryRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.PutWatchlistEntryResponse.SerializeToString,
+            ),
+            'ListWatchlistEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWatchlistEntries,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistEntriesRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.ListWatchlistEntriesResponse.SerializeToString,
+            ),
+            'RemoveWatchlistEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveWatchlistEntry,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistEntryRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistEntryResponse.SerializeToString,
+            ),
+            'SubscribeAlerts': grpc.unary_stream_rpc_method_handler(
+                    servicer.SubscribeAlerts,
+                    request_deserializer=sfic_dot_v1_dot_analytics__pb2.SubscribeAlertsRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_analytics__pb2.SubscribeAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +273,222 @@ class Analytics:
             '/sfic.v1.Analytics/SearchFaces',
             sfic_dot_v1_dot_analytics__pb2.SearchFacesRequest.SerializeToString,
             sfic_dot_v1_dot_analytics__pb2.SearchFacesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVisits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.Analytics/ListVisits',
+            sfic_dot_v1_dot_analytics__pb2.ListVisitsRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.ListVisitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutWatchlist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.Analytics/PutWatchlist',
+            sfic_dot_v1_dot_analytics__pb2.PutWatchlistRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.PutWatchlistResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWatchlists(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.Analytics/ListWatchlists',
+            sfic_dot_v1_dot_analytics__pb2.ListWatchlistsRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.ListWatchlistsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveWatchlist(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.Analytics/RemoveWatchlist',
+            sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutWatchlistEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.Analytics/PutWatchlistEntry',
+            sfic_dot_v1_dot_analytics__pb2.PutWatchlistEntryRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.PutWatchlistEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWatchlistEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.Analytics/ListWatchlistEntries',
+            sfic_dot_v1_dot_analytics__pb2.ListWatchlistEntriesRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.ListWatchlistEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveWatchlistEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.Analytics/RemoveWatchlistEntry',
+            sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistEntryRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.RemoveWatchlistEntryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubscribeAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sfic.v1.Analytics/SubscribeAlerts',
+            sfic_dot_v1_dot_analytics__pb2.SubscribeAlertsRequest.SerializeToString,
+            sfic_dot_v1_dot_analytics__pb2.SubscribeAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,
