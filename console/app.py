@@ -14,19 +14,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import Body, Depends, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from console import system
+from console import queries, system
 from console.guard import Guard, allowed_hosts
 from console.live import follow
 from console.messages import SearchForm, face_json
 from console.peers import Caller, Peers
 from console.pictures import Pictures, picture_request
-from console.queries import PictureReader, search
+from console.queries import search
 from console.sessions import COOKIE, Sessions
 from console.settings import ConsoleSettings
 from sfic.errors import LimitExceeded, SficError, Unauthenticated
@@ -66,7 +66,6 @@ def create_app(
     app = FastAPI(title="sfic console", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.sessions = sessions = Sessions(settings)
     pictures = Pictures(peers)
-    reader = PictureReader(settings)
     started = time.time()
     live_views: Tally[str] = Tally()
     streams = Gauge("sfic_console_live_views", "Live views open.", registry=registry)
@@ -155,8 +154,48 @@ def create_app(
         form: Annotated[str, Form()], picture: Annotated[UploadFile, File()], who: Who
     ) -> dict[str, Any]:
         asked = SearchForm.model_validate_json(form).request()
-        asked.basic = await reader.basic_layer(await picture.read())
+        asked.picture = await picture.read()
         return await search(peers, who, asked)
+
+    @app.get("/api/watchlists")
+    async def watchlists(who: Who) -> list[dict[str, Any]]:
+        return await queries.watchlists(peers, who)
+
+    @app.put("/api/watchlists/{name}")
+    async def put_watchlist(
+        name: str,
+        purpose: Annotated[str, Body()],
+        threshold: Annotated[float, Body(ge=0, le=1)],
+        who: Who,
+    ) -> dict[str, Any]:
+        await queries.put_watchlist(peers, who, name, purpose, threshold)
+        return {}
+
+    @app.delete("/api/watchlists/{name}")
+    async def remove_watchlist(name: str, who: Who) -> dict[str, Any]:
+        await queries.remove_watchlist(peers, who, name)
+        return {}
+
+    @app.post("/api/watchlists/{name}/entries")
+    async def put_entry(
+        name: str,
+        who: Who,
+        label: Annotated[str, Form(max_length=200)],
+        face_id: Annotated[str, Form(max_length=64)] = "",
+        picture: Annotated[UploadFile | None, File()] = None,
+    ) -> dict[str, Any]:
+        content = await picture.read() if picture else b""
+        await queries.put_entry(peers, who, name, label, face_id, content)
+        return {}
+
+    @app.delete("/api/watchlists/{name}/entries/{entry_id}")
+    async def remove_entry(name: str, entry_id: str, who: Who) -> dict[str, Any]:
+        await queries.remove_entry(peers, who, name, entry_id)
+        return {}
+
+    @app.get("/api/alerts")
+    async def alerts(who: Who, after: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+        return await queries.alerts(peers, who, after)
 
     @app.get("/api/faces/{face_id}")
     async def face(face_id: str, who: Who) -> dict[str, Any]:

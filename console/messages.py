@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sfic.v1 import analytics_pb2, common_pb2
 
-__all__ = ["Interval", "SearchForm", "face_json", "layer_name"]
+__all__ = ["Interval", "SearchForm", "alert_json", "entry_json", "face_json", "layer_name"]
 
 
 class Interval(BaseModel):
@@ -38,12 +38,15 @@ class SearchForm(BaseModel):
     min_face_score: float = 0.0
     min_similarity: float | None = None
     limit: int = Field(100, ge=1, le=1000)
+    page: str = Field("", max_length=4096)
+    """Token of the page before; the rest of the form is as it was then."""
 
     def request(self) -> analytics_pb2.SearchFacesRequest:
         """The same for analytics."""
         asked = analytics_pb2.SearchFacesRequest(
             camera_ids=self.cameras, min_face_score=self.min_face_score, limit=self.limit
         )
+        asked.page_token = self.page
         if self.face_id:
             asked.face_id = self.face_id
         for name in ("captured_from", "captured_until"):
@@ -85,6 +88,7 @@ def face_json(analysis: analytics_pb2.FaceAnalysis, detail: bool = False) -> dic
         "captured": _milliseconds(face.capture_time),
         "analysed": _milliseconds(analysis.analysed_time),
         "score": _short(face.face_score),
+        "visit": analysis.visit_id,
         "estimates": estimates,
     }
     if detail:
@@ -101,6 +105,36 @@ def face_json(analysis: analytics_pb2.FaceAnalysis, detail: bool = False) -> dic
             "landmarks_confidence": _short(analysis.landmarks_confidence),
         }
     return shown
+
+
+def entry_json(entry: analytics_pb2.WatchlistEntry) -> dict[str, Any]:
+    """An entry of a watchlist."""
+    return {
+        "id": entry.entry_id,
+        "label": entry.label,
+        "created": _milliseconds(entry.created_time),
+        "expires": _milliseconds(entry.expires_time) if entry.HasField("expires_time") else None,
+        "outdated": entry.outdated,
+    }
+
+
+def alert_json(alert: analytics_pb2.Alert) -> dict[str, Any]:
+    """An alert, with what a card needs of its face."""
+    return {
+        "watchlist": alert.watchlist_id,
+        "entry": alert.entry_id,
+        "label": alert.label,
+        "similarity": _short(alert.similarity),
+        "raised": _milliseconds(alert.raised_time),
+        "face": {
+            "id": alert.face.face_id,
+            "camera": alert.face.camera_id,
+            "captured": _milliseconds(alert.face.capture_time),
+            "score": _short(alert.face.face_score),
+            "visit": alert.visit_id,
+            "estimates": {},
+        },
+    }
 
 
 def _short(value: float) -> float:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -92,12 +93,17 @@ class Peers:
         self, asked: analytics_pb2.SearchFacesRequest, caller: Caller
     ) -> analytics_pb2.SearchFacesResponse:
         """Ask analytics for faces; raises errors of the tree."""
-        caller.check("Analytics/SearchFaces")
+        answer: analytics_pb2.SearchFacesResponse
+        answer = await self.analytics_call(caller, "SearchFaces", asked)
+        return answer
+
+    async def analytics_call(self, caller: Caller, method: str, asked: Any) -> Any:
+        """Make a call of analytics that has one answer; raises errors of the tree."""
+        caller.check(f"Analytics/{method}")
         with sfic_errors("analytics"):
-            answer: analytics_pb2.SearchFacesResponse = await self.analytics.SearchFaces(
+            return await getattr(self.analytics, method)(
                 asked, timeout=self.settings.answer_seconds, metadata=caller.metadata
             )
-        return answer
 
     async def health(self, caller: Caller) -> list[Health]:
         """Ask every service whether it takes calls."""

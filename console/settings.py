@@ -100,11 +100,6 @@ class ConsoleSettings(ServiceSettings):
         title="Small pictures asked of the decoder at once",
         description="Over all people, so that a full picture never waits long.",
     )
-    bundle: Path | None = Field(
-        None,
-        title="Model bundle for searching by a picture",
-        description="Unset: the one that ships with the package.",
-    )
 
     def services_identity(self) -> Identity:
         """How the services are called; the person's token comes with each call."""

@@ -72,6 +72,7 @@ async def running_rig(folder: Path, **values: Any) -> AsyncIterator[Rig]:
             metrics_listen="127.0.0.1:0",
             edges=[edge.address],
             database=folder / "analytics.sqlite",
+            watchlists=True,
             shutdown_grace_seconds=1.0,
         )
         d = DecoderSettings.make(

@@ -9,6 +9,8 @@ const PATHS = {
   pause: 'M9 5v14M15 5v14',
   play: 'M7 5l12 7-12 7z',
   out: 'M10 4H5v16h5M15 8l4 4-4 4M19 12H9',
+  bell: 'M6 17V11a6 6 0 0 1 12 0v6l2 2H4zM10 21h4',
+  bin: 'M5 7h14M9 7V4h6v3M7 7l1 13h8l1-13',
   back: 'M15 5l-7 7 7 7',
   download: 'M12 4v11M7 11l5 5 5-5M5 20h14',
   filter: 'M4 6h16M7 12h10M10 18h4',

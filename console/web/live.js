@@ -22,8 +22,9 @@ export function liveView() {
   const ids = new Set();
   const arrivals = []; // [time, count] of the last seconds
   let paused = false;
-  let wholeHistory = false;
+  let nextPage = ''; // of what was before; null: there is nothing more
   let loading = false;
+  let history; // the search that pages are of
   let missed = 0;
   let lag = 0;
   let state = 'connecting';
@@ -68,26 +69,23 @@ export function liveView() {
     waiting = [];
     if (faces.length > MOST_FACES) {
       for (const face of faces.splice(MOST_FACES)) ids.delete(face.id);
-      wholeHistory = true;
+      nextPage = null;
     }
     grid.set(faces);
     show();
   }
 
-  // What was before the oldest face shown, or the newest when there is none.
+  // The next page of what was before.
   async function older() {
-    if (loading || wholeHistory) return;
+    if (loading || nextPage === null || faces.length >= MOST_FACES) return;
     loading = true;
     const mine = generation;
+    if (!nextPage) history = { ...filters.form(), limit: HISTORY };
     try {
-      const last = faces.at(-1);
-      const form = { ...filters.form(), limit: HISTORY };
-      if (last) form.captured_until = new Date(last.captured + 1).toISOString();
-      const { hits } = await post('/api/search', form);
+      const { hits, next_page: next } = await post('/api/search', { ...history, page: nextPage });
       if (mine !== generation) return;
+      nextPage = next || null;
       join(hits);
-      // All of a full page known: more faces share the last one's time than fit a page.
-      if (hits.length < HISTORY || faces.at(-1) === last) wholeHistory = true;
     } catch { /* the stream's state tells that analytics is away; asked again when it is back */ } finally {
       loading = false;
       show();
@@ -117,7 +115,7 @@ export function liveView() {
     faces = [];
     waiting = [];
     ids.clear();
-    wholeHistory = false;
+    nextPage = '';
     loading = false;
     grid.set(faces);
     grid.top();

@@ -1,5 +1,6 @@
 // The frame around the views: navigation, theme, language, who is signed in.
 
+import { alertsView } from './alerts.js';
 import { ask, get, post } from './api.js';
 import { button, h, icon } from './dom.js';
 import { faceView } from './face.js';
@@ -13,17 +14,18 @@ import { systemView } from './system.js';
 const VIEWS = {
   live: () => liveView(),
   search: (_, parameters) => searchView(parameters),
+  alerts: () => alertsView(session),
   system: () => systemView(),
   face: (id) => faceView(id),
 };
-const PLACES = ['live', 'search', 'system'];
+const PLACES = ['live', 'search', 'alerts', 'system'];
 const THEMES = { auto: 'contrast', light: 'sun', dark: 'moon' };
 
 let view = null;
 const main = h('main', { id: 'main', tabindex: '-1' });
 
 function navigation() {
-  return h('nav', { class: 'places', 'aria-label': t('nav.label') }, PLACES.map((name) => h('a', { href: `#/${name}`, class: 'place', dataset: { place: name } }, icon(name), h('span', {}, t(`${name}.title`)))));
+  return h('nav', { class: 'places', 'aria-label': t('nav.label') }, PLACES.map((name) => h('a', { href: `#/${name}`, class: 'place', dataset: { place: name } }, icon(name === 'alerts' ? 'bell' : name), h('span', {}, t(`${name}.title`)))));
 }
 
 function themeSwitch() {

@@ -14,10 +14,13 @@ export function searchView(parameters) {
   let faceId = parameters.get('face') ?? '';
   let picture = null;
   let least = 0;
+  let hits = [];
+  let more = false;
+  let byVisit = true;
   let asked = 0; // a newer search makes an older answer stale
 
   const filters = new Filters(() => search());
-  const grid = new Grid({ draw: (face) => faceCard(face, { similarity: face.similarity ?? undefined }), label: t('search.results') });
+  const grid = new Grid({ draw: (face) => faceCard(face, { similarity: face.similarity ?? undefined, seen: face.seen }), label: t('search.results') });
   const facts = h('span', { class: 'facts', role: 'status' });
   const fault = h('div', { class: 'note bad', role: 'alert', hidden: true });
   const empty = h('div', { class: 'empty', hidden: true });
@@ -25,6 +28,7 @@ export function searchView(parameters) {
   const leastShown = h('output', {}, number(least, 2));
   const leastField = h('label', { class: 'inline', hidden: true }, h('span', {}, t('search.least')),
     h('input', { type: 'range', min: '0', max: '1', step: '0.05', value: '0', onchange: () => search(), oninput: (event) => { least = Number(event.target.value); leastShown.textContent = number(least, 2); } }), leastShown);
+  const visits = h('label', { class: 'check' }, h('input', { type: 'checkbox', checked: byVisit, onchange: (event) => { byVisit = event.target.checked; draw(); } }), h('span', {}, t('search.by_visit')));
   const file = h('input', {
     type: 'file', accept: 'image/*', class: 'visually-hidden', id: 'search-picture', tabindex: '-1',
     onchange: (event) => { if (event.target.files[0]) byPicture(event.target.files[0]); },
@@ -35,7 +39,7 @@ export function searchView(parameters) {
     idInput, h('button', { class: 'button', type: 'submit' }, icon('likeness'), h('span', {}, t('search.face.do'))));
   const element = h('section', { class: 'view search' },
     h('header', { class: 'bar' }, h('h1', {}, t('search.title')), facts, h('div', { class: 'bar-end' }, filters.element)),
-    h('div', { class: 'bar second' }, idForm, choose, file, example, leastField),
+    h('div', { class: 'bar second' }, idForm, choose, file, example, leastField, visits),
     fault, h('div', { class: 'grid-frame' }, grid.element, empty));
   element.addEventListener('dragover', (event) => { event.preventDefault(); });
   element.addEventListener('drop', (event) => {
@@ -69,6 +73,29 @@ export function searchView(parameters) {
     example.replaceChildren(thumb, h('span', { class: 'example-name' }, t('search.like', { what: picture ? picture.name : faceId })), clear);
   }
 
+  // Of each visit the best hit, which comes first.
+  function grouped() {
+    const best = new Map();
+    for (const face of hits) {
+      const key = face.visit || face.id;
+      if (best.has(key)) best.get(key).seen += 1;
+      else best.set(key, { ...face, seen: 1 });
+    }
+    return [...best.values()];
+  }
+
+  function draw() {
+    const shown = byVisit ? grouped() : hits;
+    grid.set([]);
+    grid.set(shown);
+    grid.top();
+    const words = t(more ? 'search.found.first' : 'search.found', { count: hits.length })
+      + (byVisit ? ` · ${t('search.visits', { count: shown.length })}` : '');
+    facts.textContent = words;
+    announce(words);
+    empty.hidden = hits.length > 0;
+  }
+
   async function search() {
     const mine = ++asked;
     drawExample();
@@ -87,12 +114,9 @@ export function searchView(parameters) {
       } else answer = await post('/api/search', form);
       if (mine !== asked) return;
       for (const face of answer.hits) filters.know(face.camera);
-      grid.set(answer.hits);
-      grid.top();
-      const words = t(answer.hits.length === LIMIT ? 'search.found.first' : 'search.found', { count: answer.hits.length });
-      facts.textContent = words;
-      announce(words);
-      empty.hidden = answer.hits.length > 0;
+      ({ hits } = answer);
+      more = Boolean(answer.next_page);
+      draw();
     } catch (error) {
       if (mine !== asked) return;
       if (!(error instanceof ApiError)) throw error;
