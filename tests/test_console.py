@@ -10,16 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from console_rig import Rig, client_of, console_settings, running_rig
 from PIL import Image
 from service_rig import eventually
 from services_util import astronaut_jpeg, empty_jpeg
-
-pytest.importorskip("fastapi", reason="the extra `console` is not installed")
-
-import httpx
 
 from console.provenance import NOTICE
 from console.service import ConsoleServer

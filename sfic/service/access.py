@@ -31,6 +31,7 @@ _ANALYTICS: Final = frozenset[Role]({"analytics", "admin"})
 _DECODER: Final = frozenset[Role]({"decoder", "admin"})
 _OPERATOR: Final = frozenset[Role]({"operator", "admin"})
 _RESULTS: Final = frozenset[Role]({"analytics", "operator", "admin"})
+_ADMIN: Final = frozenset[Role]({"admin"})
 _EVERYONE: Final = frozenset[Role](ROLES)
 
 ACCESS: Final[Mapping[str, frozenset[Role]]] = {
