@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
 from console_rig import Rig, codec, console_settings, encoded_faces, running_rig
 from PIL import Image
@@ -29,11 +30,14 @@ FLAGS = [
 ]
 SECONDS = 1000
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 expect.set_options(timeout=30 * SECONDS)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         started = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -41,7 +45,7 @@ async def browser() -> AsyncIterator[Browser]:
         await started.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     async with running_rig(tmp_path) as made:
         yield made
@@ -118,7 +122,7 @@ async def test_search_by_face_and_by_picture(browser: Browser, rig: Rig, tmp_pat
         await expect(page.locator(".example-name")).to_have_text("Like photo.jpg")
         await expect(page.locator(".similarity").first).to_have_text(re.compile(r"0\.9\d|1\.00"))
         await page.get_by_text("Filters").last.click()
-        await page.get_by_label("from").fill("119")
+        await page.get_by_role("spinbutton", name="from").fill("119")
         await page.keyboard.press("Tab")
         await expect(page.get_by_text("No face fits.")).to_be_visible()
 
@@ -195,7 +199,7 @@ async def put_results(rig: Rig, count: int) -> None:
             layer_bytes=[34, 9, 185],
         )
         face.capture_time.FromNanoseconds(now - (count - number) * 10**9)
-        results.append(make_result(face, analysis, codec().model_bundle))
+        results.append(make_result(face, analysis, codec().model_bundle, 0.0))
     kept = await service._store.commit(results, [], {})  # type: ignore[attr-defined]
     service._kept(kept)  # type: ignore[attr-defined]
 

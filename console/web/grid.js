@@ -80,6 +80,7 @@ export class Grid {
       }
     }
     if (!this.shown.has(this.current)) this.current = this.items[first]?.id ?? null;
+    let place = this.sheet.firstElementChild; // elements stand in the order of the items
     for (let index = first; index < last; index += 1) {
       const item = this.items[index];
       let element = this.shown.get(item.id);
@@ -88,8 +89,9 @@ export class Grid {
         element.dataset.id = item.id;
         element.setAttribute('role', 'listitem');
         this.shown.set(item.id, element);
-        this.sheet.append(element);
       }
+      if (element === place) place = place.nextElementSibling;
+      else this.sheet.insertBefore(element, place);
       element.setAttribute('aria-setsize', this.items.length);
       element.setAttribute('aria-posinset', index + 1);
       const link = element.firstElementChild;

@@ -30,7 +30,7 @@ export function searchView(parameters) {
     h('input', { type: 'range', min: '0', max: '1', step: '0.05', value: '0', onchange: () => search(), oninput: (event) => { least = Number(event.target.value); leastShown.textContent = number(least, 2); } }), leastShown);
   const visits = h('label', { class: 'check' }, h('input', { type: 'checkbox', checked: byVisit, onchange: (event) => { byVisit = event.target.checked; draw(); } }), h('span', {}, t('search.by_visit')));
   const file = h('input', {
-    type: 'file', accept: 'image/*', class: 'visually-hidden', id: 'search-picture', tabindex: '-1',
+    type: 'file', accept: 'image/*', class: 'visually-hidden', id: 'search-picture', tabindex: '-1', 'aria-label': t('search.picture'),
     onchange: (event) => { if (event.target.files[0]) byPicture(event.target.files[0]); },
   });
   const choose = button(t('search.picture'), { icon: 'picture', onclick: () => file.click() });
