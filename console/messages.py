@@ -38,7 +38,7 @@ class SearchForm(BaseModel):
     min_face_score: float = 0.0
     min_similarity: float | None = None
     limit: int = Field(100, ge=1, le=1000)
-    page: str = Field("", max_length=4096)
+    page: str = Field(default="", max_length=4096)
     """Token of the page before; the rest of the form is as it was then."""
 
     def request(self) -> analytics_pb2.SearchFacesRequest:

@@ -97,6 +97,24 @@ async def analysed(analytics: str, ids: Sequence[str]) -> None:
                 return
 
 
+async def look_for(analytics: str, people: Sequence[tuple[str, bytes]]) -> None:
+    """A watchlist with an entry for each (label, picture)."""
+    async with open_channel(analytics) as channel:
+        stub = analytics_pb2_grpc.AnalyticsStub(channel)
+        watchlist = analytics_pb2.Watchlist(
+            watchlist_id="missing",
+            purpose="Missing persons, court order 2041/26",
+            threshold=0.6,
+        )
+        await stub.PutWatchlist(analytics_pb2.PutWatchlistRequest(watchlist=watchlist))
+        for label, picture in people:
+            entry = analytics_pb2.WatchlistEntry(
+                watchlist_id="missing", entry_id=label.replace(" ", "-"), label=label
+            )
+            asked = analytics_pb2.PutWatchlistEntryRequest(entry=entry, picture=picture)
+            await stub.PutWatchlistEntry(asked)
+
+
 def start_services(folder: Path) -> tuple[ServiceGroup, dict[str, str]]:
     """The services and the console, with all they keep in `folder`."""
     names = ("edge", "analytics", "decoder", "console")
@@ -104,7 +122,11 @@ def start_services(folder: Path) -> tuple[ServiceGroup, dict[str, str]]:
     pages = {name: free_address() for name in names}
     own = {
         "edge": [f"--data-dir={folder / 'edge'}"],
-        "analytics": [f'--edges=["{at["edge"]}"]', f"--database={folder / 'analytics.sqlite'}"],
+        "analytics": [
+            f'--edges=["{at["edge"]}"]',
+            f"--database={folder / 'analytics.sqlite'}",
+            "--watchlists=true",
+        ],
         "decoder": [f"--edge={at['edge']}"],
         "console": [
             f'--edges=["{at["edge"]}"]',
@@ -172,6 +194,10 @@ async def shoot(browser: Browser, url: str, ids: Sequence[str], to: Path) -> Non
         await page.goto(f"{url}/#/system")
         await page.wait_for_selector(".figure")
         await save(page, to / f"system-{theme}.webp")
+        await page.goto(f"{url}/#/alerts")
+        await page.wait_for_selector(".entries li")
+        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=60_000)
+        await save(page, to / f"alerts-{theme}.webp")
         await context.close()
     context = await browser.new_context(
         viewport=PHONE,
@@ -198,16 +224,19 @@ async def main(to: Path) -> None:
     random = np.random.default_rng(3)
     codec = Codec.load()
     pictures = [as_frame(synthetic_face(codec, random), random) for _ in range(FACES)]
-    pictures.append(demo_photograph().read_bytes())
+    photograph = demo_photograph().read_bytes()
+    pictures += [photograph] * 3
     now = time.time()
-    ages = np.sort(random.uniform(20, 900, len(pictures)))[::-1]
+    ages = [*np.sort(random.uniform(20, 900, FACES))[::-1], 9.0, 6.0, 3.0]
     frames = [
-        (CAMERAS[number % len(CAMERAS)], now - age, picture)
+        (CAMERAS[min(number, FACES) % len(CAMERAS)], now - age, picture)
         for number, (age, picture) in enumerate(zip(ages, pictures, strict=True))
     ]
+    people = [("Person 7", photograph), ("Person 12", pictures[5]), ("Person 15", pictures[11])]
     with tempfile.TemporaryDirectory(prefix="sfic-shots-") as folder:
         group, at = start_services(Path(folder))
         with group:
+            await look_for(at["analytics"], people)
             ids = sorted(await send(at["edge"], frames))  # ULIDs sort by time of capture
             await asyncio.wait_for(analysed(at["analytics"], ids), 120)
             async with async_playwright() as playwright:
