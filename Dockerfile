@@ -22,14 +22,16 @@ RUN python -m venv /opt/build && \
 
 FROM python:${PYTHON}-slim-bookworm
 ARG SERVICE=edge
-RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/sfic sfic
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/sfic sfic && \
+    install --directory --owner=sfic --group=sfic --mode=700 /certs
 COPY --from=build /opt/sfic /opt/sfic
 COPY deploy/sfic.toml /etc/sfic/sfic.toml
-ENV PATH=/opt/sfic/bin:$PATH PYTHONUNBUFFERED=1 SFIC_SERVICE=${SERVICE}
+ENV PATH=/opt/sfic/bin:$PATH PYTHONUNBUFFERED=1 SFIC_SERVICE=${SERVICE} \
+    SFIC_CONFIG=/etc/sfic/sfic.toml
 USER sfic
 WORKDIR /var/lib/sfic
 VOLUME /var/lib/sfic
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-m", "sfic.healthcheck"]
 STOPSIGNAL SIGTERM
-CMD ["sh", "-c", "exec sfic serve \"$SFIC_SERVICE\" --config /etc/sfic/sfic.toml"]
+CMD ["sh", "-c", "exec sfic serve \"$SFIC_SERVICE\" --config \"$SFIC_CONFIG\""]

@@ -139,10 +139,17 @@ _WEBHOOKS = """
     );
 """
 
+_FORGETTING = """
+    ALTER TABLE feeds ADD COLUMN log_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE feeds ADD COLUMN forget_cursor INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE feeds ADD COLUMN forget_log_id TEXT NOT NULL DEFAULT '';
+"""
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _RESULTS,
     _add_searched_columns,
     _VISITS,
     _WATCHLISTS,
     _WEBHOOKS,
+    _FORGETTING,
 )

@@ -154,6 +154,11 @@ class FaceIndex:
         return self._alive
 
     @property
+    def graph(self) -> NearestIndex | None:
+        """The graph, once there are enough faces to need one."""
+        return self._graph
+
+    @property
     def bytes_used(self) -> int:
         """Memory of the index, in bytes."""
         columns = sum(column.nbytes for column in self._columns.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,10 @@ from analytics_service.watchlists import Watchlists, WatchlistStore
 from analytics_service.webhooks import HookStore, Page, Webhook, load_secret
 from sfic.codec import Codec
 from sfic.errors import StorageError
+from sfic.forgetting import follow_forgotten
 from sfic.pictures import PictureLimits
 from sfic.service.server import serve
-from sfic.v1 import analytics_pb2_grpc, edge_pb2
+from sfic.v1 import analytics_pb2_grpc, control_pb2, edge_pb2
 
 __all__ = ["AnalyticsService", "run"]
 
@@ -116,13 +118,13 @@ class AnalyticsService:
         await asyncio.to_thread(self._store.close)
         await asyncio.to_thread(self._index.save_graph, self._graph_file)
 
-    async def forget(self, face_ids: Sequence[str]) -> int:
-        """Deletes all that came of these faces, in the database and in the index; how many."""
-        gone = await self._store.forget(face_ids)
+    async def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> None:
+        """Carries out an edge's order to forget: what is under way, kept, and searchable."""
+        self._worker.forget(edge, order)
+        gone = await self._store.forget(edge, order)
         await self._take_from_index(gone)
         self._metrics.results_forgotten.inc(len(gone))
-        log.info("faces forgotten", asked=len(face_ids), results=len(gone))
-        return len(gone)
+        log.info("results forgotten", edge=edge, order=order.cursor, results=len(gone))
 
     def _make_api(self) -> AnalyticsApi:
         settings = self.settings
@@ -154,6 +156,7 @@ class AnalyticsService:
             feed = EdgeFeed(
                 edge,
                 await self._store.edge_cursor(edge),
+                await self._store.edge_log(edge),
                 request,
                 self._queue,
                 self._metrics,
@@ -161,7 +164,7 @@ class AnalyticsService:
                 settings.edge_identity(),
             )
             self._keep_running(feed.run())
-        worker = Worker(
+        self._worker = worker = Worker(
             self._codec,
             self._analysis,
             self._store,
@@ -172,6 +175,16 @@ class AnalyticsService:
             self._kept,
         )
         self._keep_running(worker.run())
+        for edge in settings.edges:
+            self._keep_running(
+                follow_forgotten(
+                    edge,
+                    settings.edge_identity(),
+                    await self._store.forget_place(edge),
+                    functools.partial(self.forget, edge),
+                    settings.reconnect_seconds,
+                )
+            )
 
     async def _start_webhooks(self) -> None:
         store = HookStore(self._store.database)

@@ -21,7 +21,9 @@ from analytics_service.records import StoredResult, stored_vector, vector_bytes
 from analytics_service.schema import MIGRATIONS
 from analytics_service.visits import Visit, VisitTracker
 from analytics_service.watchlists import Watchlists
+from sfic.forgetting import is_meant
 from sfic.service.sqlite import Database
+from sfic.v1 import analytics_pb2, control_pb2
 
 __all__ = ["Committed", "FailedFace", "ResultStore", "Retention", "VisitQuery"]
 
@@ -96,11 +98,13 @@ class ResultStore:
         results: Sequence[StoredResult],
         failures: Sequence[FailedFace],
         cursors: Mapping[str, int],
+        logs: Mapping[str, str] | None = None,
     ) -> Committed:
         """Keeps it all or nothing, and moves the cursor of each edge in the same transaction.
 
         Results of faces already known are left out; the others get their cursors, in the order
-        given, their visits and their alerts.
+        given, their visits and their alerts. `logs` names the logs of the edges that the cursors
+        are of.
         """
         plan = self._visits.plan()
 
@@ -131,6 +135,9 @@ class ResultStore:
                 " ON CONFLICT (edge) DO UPDATE SET cursor = excluded.cursor",
                 cursors.items(),
             )
+            connection.executemany(
+                "UPDATE feeds SET log_id = ?2 WHERE edge = ?1", (logs or {}).items()
+            )
             return Committed(new, alerts, _newest(connection, "alerts"))
 
         return await self.database.write(work, lambda _: self._visits.accept(plan.changed.values()))
@@ -141,6 +148,22 @@ class ResultStore:
             lambda c: c.execute("SELECT cursor FROM feeds WHERE edge = ?", (edge,)).fetchone()
         )
         return int(row[0]) if row else 0
+
+    async def edge_log(self, edge: str) -> str:
+        """The name of the log that the edge's cursor is of; empty: not known."""
+        row = await self.database.read(
+            lambda c: c.execute("SELECT log_id FROM feeds WHERE edge = ?", (edge,)).fetchone()
+        )
+        return str(row[0]) if row else ""
+
+    async def forget_place(self, edge: str) -> tuple[int, str]:
+        """Cursor and log of the last order to forget that was carried out; 0 and "": none."""
+        row = await self.database.read(
+            lambda c: c.execute(
+                "SELECT forget_cursor, forget_log_id FROM feeds WHERE edge = ?", (edge,)
+            ).fetchone()
+        )
+        return (int(row[0]), str(row[1])) if row else (0, "")
 
     async def newest_cursor(self) -> int:
         """The highest cursor ever given, also when that result is gone; 0 before the first."""
@@ -228,28 +251,50 @@ class ResultStore:
 
         return await self.database.write(work, lambda gone: self._follow_visits() if gone else None)
 
-    async def forget(self, face_ids: Sequence[str]) -> list[int]:
-        """Deletes all that came of these faces: results, alerts, watchlist entries, failures.
+    async def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> list[int]:
+        """Deletes what an edge's order to forget means, and all that came of those faces.
 
-        Returns the cursors of the results deleted. Faces that are not kept are no error.
+        Returns the cursors of the results deleted. Faces that are not kept are no error. What was
+        deleted is overwritten in the database's files when this returns.
         """
 
         def work(connection: sqlite3.Connection) -> list[int]:
-            rows = list(
-                _each(
-                    connection,
-                    "DELETE FROM results WHERE face_id IN ",
-                    face_ids,
-                    " RETURNING cursor, visit_id",
-                )
+            named = list(order.scope.face_ids)
+            query = "SELECT face_id, analysis FROM results"
+            rows = _each(connection, f"{query} WHERE face_id IN ", named) if named else None
+            meant = [
+                str(face_id)
+                for face_id, analysis in rows or connection.execute(query)
+                if is_meant(order, analytics_pb2.FaceAnalysis.FromString(analysis).face)
+            ]
+            gone = self._delete_faces(connection, list({*named, *meant}))
+            connection.execute(
+                "INSERT INTO feeds (edge, cursor, forget_cursor, forget_log_id)"
+                " VALUES (?, 0, ?, ?) ON CONFLICT (edge) DO UPDATE SET"
+                " forget_cursor = excluded.forget_cursor, forget_log_id = excluded.forget_log_id",
+                (edge, order.cursor, order.log_id),
             )
-            for table in ("alerts", "entries", "failures"):
-                list(_each(connection, f"DELETE FROM {table} WHERE face_id IN ", face_ids))
-            self._watchlists.forget_loaded()
-            self._mend_visits(connection, {row[1] for row in rows if row[1]})
-            return sorted(int(row[0]) for row in rows)
+            return gone
 
-        return await self.database.write(work, lambda _: self._follow_visits())
+        gone = await self.database.write(work, lambda _: self._follow_visits())
+        await self.database.scrub()
+        return gone
+
+    def _delete_faces(self, connection: sqlite3.Connection, face_ids: Sequence[str]) -> list[int]:
+        """Results, alerts, watchlist entries and failures of these faces; cursors of the first."""
+        rows = list(
+            _each(
+                connection,
+                "DELETE FROM results WHERE face_id IN ",
+                face_ids,
+                " RETURNING cursor, visit_id",
+            )
+        )
+        for table in ("alerts", "entries", "failures"):
+            list(_each(connection, f"DELETE FROM {table} WHERE face_id IN ", face_ids))
+        self._watchlists.forget_loaded()
+        self._mend_visits(connection, {row[1] for row in rows if row[1]})
+        return sorted(int(row[0]) for row in rows)
 
     def _mend_visits(self, connection: sqlite3.Connection, visit_ids: set[str]) -> None:
         """Makes visits say only what their results that are left say."""

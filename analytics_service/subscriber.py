@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -30,10 +30,12 @@ from analytics_service.records import StoredResult, make_result
 from analytics_service.store import Committed, FailedFace, ResultStore
 from sfic.analysis import Analysis
 from sfic.codec import Codec
-from sfic.errors import ConfigError, InvalidInput, SficError, StorageError
+from sfic.errors import ConfigError, InvalidInput, PacketError, SficError, StorageError
+from sfic.forgetting import is_meant
+from sfic.sealing import open_layer
 from sfic.service.client import Backoff, from_rpc_error, open_channel
 from sfic.service.identity import Identity
-from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
+from sfic.v1 import common_pb2, control_pb2, edge_pb2, edge_pb2_grpc
 
 __all__ = ["Arrival", "EdgeFeed", "Worker"]
 
@@ -42,12 +44,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Arrival:
-    """One face as it came from an edge. `cursor` is the edge's."""
+    """One face as it came from an edge. `cursor` is the edge's, in its log `log_id`."""
 
     edge: str
     cursor: int
     face: common_pb2.FaceInfo
     basic: bytes
+    log_id: str = ""
 
 
 class EdgeFeed:
@@ -57,6 +60,7 @@ class EdgeFeed:
         self,
         edge: str,
         cursor: int,
+        log_id: str,
         request: edge_pb2.SubscribeRequest,
         queue: asyncio.Queue[Arrival],
         metrics: AnalyticsMetrics,
@@ -66,6 +70,7 @@ class EdgeFeed:
         """`request` holds the filters; its cursor is set here. `identity`: as whom we call."""
         self._edge = edge
         self._cursor = cursor
+        self._log_id = log_id
         self._request = request
         self._queue = queue
         self._metrics = metrics
@@ -90,7 +95,7 @@ class EdgeFeed:
                         # The edge's log does not reach as far as our cursor: it was replaced.
                         # Read it from its start; faces that are known are not kept twice.
                         log.warning("feed starts over", edge=self._edge, cursor=self._cursor)
-                        self._cursor = 0
+                        self._cursor, self._log_id = 0, ""
                 finally:
                     connected.set(0)
                 wait = self._backoff.next_seconds()
@@ -103,7 +108,8 @@ class EdgeFeed:
         async with open_channel(self._edge, identity=self._identity, retry=False) as channel:
             request = edge_pb2.SubscribeRequest()
             request.CopyFrom(self._request)
-            request.after_cursor = self._cursor
+            request.after_cursor, request.log_id = self._cursor, self._log_id
+            request.sealed = True
             call = edge_pb2_grpc.BasicLayerFeedStub(channel).Subscribe(request)
             await call.wait_for_connection()
             log.info("feed open", edge=self._edge, after_cursor=self._cursor)
@@ -114,9 +120,26 @@ class EdgeFeed:
                     self._metrics.faces_missed.labels(self._edge).inc(response.faces_missed)
                     log.warning("faces missed", edge=self._edge, faces=response.faces_missed)
                 await self._queue.put(
-                    Arrival(self._edge, response.cursor, response.face, response.basic)
+                    Arrival(
+                        self._edge,
+                        response.cursor,
+                        response.face,
+                        _opened(response),
+                        response.log_id,
+                    )
                 )
-                self._cursor = response.cursor
+                self._cursor, self._log_id = response.cursor, response.log_id
+
+
+def _opened(response: edge_pb2.SubscribeResponse) -> bytes:
+    """The basic layer's packet; empty, which no analysis takes, when the key does not open it."""
+    if not response.key:
+        return bytes(response.basic)  # An edge of the release before sealed layers.
+    try:
+        return open_layer(response.key, response.basic, response.face.face_id, "basic")
+    except PacketError as error:
+        log.error("sealed layer not opened", reason=error.message)
+        return b""
 
 
 class Worker:
@@ -142,6 +165,21 @@ class Worker:
         self._batch_faces = batch_faces
         self._min_trusted_score = min_trusted_score
         self._kept = kept
+        # An edge sends nothing more of what it has forgotten: only what is under way is looked at,
+        # and no more than the queue holds can be.
+        self._orders: deque[tuple[str, control_pb2.FollowForgottenResponse]] = deque(maxlen=1000)
+
+    def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> None:
+        """Keeps nothing of what an order means and an edge had sent before it was given."""
+        self._orders.append((edge, order))
+
+    def _is_forgotten(self, arrival: Arrival) -> bool:
+        return any(
+            edge == arrival.edge
+            and arrival.cursor <= order.last_face_cursor
+            and is_meant(order, arrival.face)
+            for edge, order in self._orders
+        )
 
     async def run(self) -> None:
         """Works until cancelled. What is in the queue then comes again with the next start."""
@@ -192,7 +230,7 @@ class Worker:
                 )
         _log_failures(failures)
         # A later face of the same edge comes later in the batch, so the last cursor wins.
-        made = await self._commit(results, failures, {a.edge: a.cursor for a in batch})
+        made = await self._commit(results, failures, batch)
         self._count(batch, failures, made.results)
         self._kept(made)
 
@@ -200,12 +238,18 @@ class Worker:
         self,
         results: Sequence[StoredResult],
         failures: Sequence[FailedFace],
-        cursors: dict[str, int],
+        batch: Sequence[Arrival],
     ) -> Committed:
         backoff = Backoff()
+        cursors = {arrival.edge: arrival.cursor for arrival in batch}
+        logs = {arrival.edge: arrival.log_id for arrival in batch}
         while True:
+            # Looked at right before each write: the order's own write comes before it or after it.
+            unwanted = {a.face.face_id for a in batch if self._is_forgotten(a)}
+            wanted = [result for result in results if result.face_id not in unwanted]
+            told = [failure for failure in failures if failure.face_id not in unwanted]
             try:
-                return await self._store.commit(results, failures, cursors)
+                return await self._store.commit(wanted, told, cursors, logs)
             except StorageError as error:
                 self._metrics.commit_failures.inc()
                 log.error("results not kept, trying again", reason=error.message)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from cloud_decoder.service import run
 from cloud_decoder.settings import DecoderSettings
 from sfic.errors import SficError
+from sfic.threads import limit_blas_threads
 
 
 def main() -> int:
     """Run the decoder until it is told to stop; returns the exit code."""
+    limit_blas_threads()
+    # Loads numpy, which must not come before the line above.
+    from cloud_decoder.service import run
+
     try:
         run(DecoderSettings.load(sys.argv[1:]))
     except SficError as error:

@@ -1,11 +1,11 @@
-"""The decoder's cache of layers: packets lately fetched, bounded by bytes and by age.
+"""The decoder's cache of layers: sealed ones lately fetched, bounded by bytes and by age.
 
 Belongs here: what is kept, for how long, and what makes room. Does not belong here: fetching.
 
 In memory and not in SQLite, for three reasons: a face is some 1.3 kB, so that 64 MB hold about
 fifty thousand faces; whatever is lost in a restart costs one more fetch of a kilobyte; and layers
-that show a face never come to lie on the cloud's disk. The bound by age makes sure that a face
-which the edge has forgotten is soon forgotten here too.
+that show a face never come to lie on the cloud's disk. What is kept is sealed, and no key is:
+nothing can be seen here without asking the edge again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ENTRY_OVERHEAD = 1024
 
 @dataclass
 class CachedFace:
-    """What is known of one face: its description and the packets by layer name."""
+    """What is known of one face: its description and the sealed layers by name."""
 
     info: common_pb2.FaceInfo
     layers: dict[str, bytes] = field(default_factory=dict)
@@ -95,6 +95,11 @@ class LayerCache:
         face = self._faces.pop(face_id, None)
         if face is not None:
             self._bytes -= face.bytes_used
+
+    def drop_if(self, unwanted: Callable[[common_pb2.FaceInfo], bool]) -> None:
+        """Forgets every face that is unwanted."""
+        for face_id in [name for name, face in self._faces.items() if unwanted(face.info)]:
+            self.drop(face_id)
 
     def expire(self) -> None:
         """Forgets every face past its age, also those that nobody asks for again."""

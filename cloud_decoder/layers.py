@@ -1,5 +1,8 @@
 """Layers in: from the cache as far as it has them, the rest from the edge's `LayerStore`.
 
+Layers are sealed, in the cache and on their way; the keys are asked of the edge for each
+reconstruction, so that the edge decides and notes each one, and are kept no longer than it takes.
+
 Belongs here: what has to be fetched and what an answer of the edge means. Does not belong here: how
 long layers are kept (`cache`), and what is made of them.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -17,12 +20,13 @@ import grpc.aio
 
 from cloud_decoder.cache import CachedFace, LayerCache
 from cloud_decoder.metrics import DecoderMetrics
-from sfic.errors import FaceNotKept, LayerMissing, SficError, Unavailable
-from sfic.layers import LAYERS
+from sfic.errors import AccessDenied, FaceNotKept, LayerMissing, SficError, Unavailable
+from sfic.layers import LAYERS, up_to
+from sfic.sealing import TAG_BYTES, open_layer
 from sfic.service.client import from_rpc_error
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
 
-__all__ = ["LAYER_NUMBERS", "Fetched", "LayerSource"]
+__all__ = ["LAYER_NUMBERS", "Fetched", "LayerKeys", "LayerSource"]
 
 LAYER_NUMBERS: dict[str, common_pb2.Layer] = {
     "basic": common_pb2.LAYER_BASIC,
@@ -39,6 +43,28 @@ class Fetched:
     face: CachedFace
     fetched_bytes: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class LayerKeys:
+    """Keys of a face's layers by name, and why there are no more; empty: there are all."""
+
+    face_id: str
+    keys: dict[str, bytes]
+    refusal: str
+
+    def open(self, sealed: Mapping[str, bytes], level: str) -> dict[str, bytes]:
+        """The packets up to a level. Raises `AccessDenied`, `PacketError`, naming the layer."""
+        packets: dict[str, bytes] = {}
+        for name in up_to(level):
+            if name not in self.keys:
+                raise AccessDenied(
+                    self.refusal or f"the edge has no key of the {name} layer",
+                    layer=name,
+                    face_id=self.face_id,
+                )
+            packets[name] = open_layer(self.keys[name], sealed[name], self.face_id, name)
+        return packets
 
 
 class LayerSource:
@@ -85,9 +111,29 @@ class LayerSource:
             held = {**(face.layers if face else {}), **kept.layers}
             return Fetched(
                 CachedFace(info, held, kept.stored),
-                sum(map(len, packets.values())),
+                sum(len(packet) - TAG_BYTES for packet in packets.values()),
                 time.perf_counter() - start,
             )
+
+    async def keys(self, face_id: str, highest: str, on_behalf_of: str, purpose: str) -> LayerKeys:
+        """The keys up to a layer, as far as the edge gives them. Raises as `get` does."""
+        request = edge_pb2.FetchKeysRequest(
+            face_id=face_id,
+            highest=LAYER_NUMBERS[highest],
+            on_behalf_of=on_behalf_of,
+            purpose=purpose,
+        )
+        try:
+            answer = await self._stub.FetchKeys(request, timeout=self._timeout)
+        except grpc.RpcError as rpc_error:
+            raise self._explained(rpc_error, "keys", LAYERS[0], face_id) from rpc_error
+        keys = {_LAYER_NAMES[each.layer]: each.key for each in answer.keys}
+        return LayerKeys(face_id, keys, answer.refusal)
+
+    def drop_if(self, unwanted: Callable[[common_pb2.FaceInfo], bool]) -> None:
+        """Drops what the cache has of unwanted faces."""
+        self._cache.drop_if(unwanted)
+        self._show_cache()
 
     def forget(self, face_id: str) -> None:
         """Drops a face whose packets turned out to be bad, so that they are fetched again."""
@@ -110,19 +156,14 @@ class LayerSource:
             with self._metrics.fetch_seconds.time():
                 answer = await self._stub.FetchLayers(
                     edge_pb2.FetchLayersRequest(
-                        face_ids=[face_id], layers=[LAYER_NUMBERS[name] for name in layers]
+                        face_ids=[face_id],
+                        layers=[LAYER_NUMBERS[name] for name in layers],
+                        sealed=True,
                     ),
                     timeout=self._timeout,
                 )
         except grpc.RpcError as rpc_error:
-            error = from_rpc_error(rpc_error, f"edge {self._edge}")
-            kind = Unavailable if type(error) is SficError else type(error)
-            raise kind(
-                f"{wanted} of face {face_id}: {error.message}",
-                layer=layers[0],
-                face_id=face_id,
-                edge=self._edge,
-            ) from rpc_error
+            raise self._explained(rpc_error, wanted, layers[0], face_id) from rpc_error
         face = next((face for face in answer.faces if face.face_id == face_id), None)
         if face is None or not face.found:
             raise FaceNotKept(
@@ -136,7 +177,7 @@ class LayerSource:
             if packet.layer in _LAYER_NAMES
         }
         for name, packet in packets.items():
-            self._metrics.fetched_bytes.labels(name).inc(len(packet))
+            self._metrics.fetched_bytes.labels(name).inc(len(packet) - TAG_BYTES)
         for name in LAYERS:
             if name in layers and not packets.get(name):
                 raise LayerMissing(
@@ -145,6 +186,18 @@ class LayerSource:
                     face_id=face_id,
                 )
         return face.info, packets
+
+    def _explained(
+        self, rpc_error: grpc.RpcError, wanted: str, layer: str, face_id: str
+    ) -> SficError:
+        error = from_rpc_error(rpc_error, f"edge {self._edge}")
+        kind = Unavailable if type(error) is SficError else type(error)
+        return kind(
+            f"{wanted} of face {face_id}: {error.message}",
+            layer=layer,
+            face_id=face_id,
+            edge=self._edge,
+        )
 
     def _show_cache(self) -> None:
         self._metrics.cache_bytes.set(self._cache.bytes_used)

@@ -22,14 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_decoder.cache import CachedFace
-from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerSource
+from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerKeys, LayerSource
 from cloud_decoder.metrics import DecoderMetrics
 from sfic.alignment import Placement, paste_back
 from sfic.codec import Codec
-from sfic.errors import BundleMismatch, InvalidInput, SficError
+from sfic.errors import AccessDenied, BundleMismatch, InvalidInput, SficError
 from sfic.face import EncodedFace
 from sfic.layers import as_layer, up_to
 from sfic.pictures import PictureLimits, read_picture
+from sfic.sealing import TAG_BYTES
 from sfic.v1 import common_pb2, decoder_pb2
 
 __all__ = ["Painter", "Wanted", "read_request", "reconstruct"]
@@ -50,6 +51,7 @@ class Wanted:
     paste_back: bool
     frame: NDArray[np.uint8] | None
     purpose: str
+    on_behalf_of: str
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,14 @@ class Painted:
 
 
 def read_request(
-    request: decoder_pb2.ReconstructRequest, limits: PictureLimits, sizes: Sequence[int]
+    request: decoder_pb2.ReconstructRequest,
+    limits: PictureLimits,
+    sizes: Sequence[int],
+    on_behalf_of: str,
 ) -> Wanted:
     """Checks a request; takes CPU time when it carries a frame. Raises `InvalidInput`.
 
-    `sizes`: sides that the codec makes, ascending.
+    `sizes`: sides that the codec makes, ascending. `on_behalf_of`: who asks.
     """
     if not 1 <= len(request.face_id) <= MAX_FACE_ID:
         raise InvalidInput(f"face_id: must have 1..{MAX_FACE_ID} characters", field="face_id")
@@ -96,6 +101,7 @@ def read_request(
         paste_back=request.paste_back,
         frame=read_picture(request.frame, limits) if request.frame else None,
         purpose=request.purpose,
+        on_behalf_of=on_behalf_of,
     )
 
 
@@ -110,16 +116,18 @@ class Painter:
         self._limits = limits
         self._jpeg_quality = jpeg_quality
 
-    def paint(self, face: CachedFace, level: str, wanted: Wanted, asked: float) -> Painted:
+    def paint(
+        self, face: CachedFace, keys: LayerKeys, level: str, wanted: Wanted, asked: float
+    ) -> Painted:
         """The picture of one level. `asked`: when it was queued, by `time.perf_counter`.
 
-        Raises `PacketError` for a bad packet, `InvalidInput` for a face or a frame that cannot be
-        pasted.
+        Raises `AccessDenied` without the keys, `PacketError` for a bad packet, `InvalidInput` for a
+        face or a frame that cannot be pasted.
         """
         start = time.perf_counter()
         self._metrics.wait_seconds.observe(start - asked)
         target = self._frame_for(face.info, wanted) if wanted.paste_back else None
-        packets = {name: face.layers[name] for name in up_to(level)}
+        packets = keys.open(face.layers, level)
         encoded = EncodedFace(packets["basic"], packets.get("middle"), packets.get("enhanced"))
         symbols, rate = self.codec.decode_symbols(encoded, level)
         decoded = time.perf_counter()
@@ -183,18 +191,24 @@ async def reconstruct(
     face: CachedFace | None = None
     fetched_bytes = 0
     fetching = _fetch(source, wanted, wanted.levels[0], None)
+    asking = asyncio.ensure_future(
+        source.keys(wanted.face_id, wanted.levels[-1], wanted.on_behalf_of, wanted.purpose)
+    )
     try:
         for position, level in enumerate(wanted.levels):
             fetched = await fetching
             face = fetched.face
             fetched_bytes += fetched.fetched_bytes
             _check_bundle(face.info, painter.codec.model_bundle)
+            keys = await asking
             if position + 1 < len(wanted.levels):
                 fetching = _fetch(source, wanted, wanted.levels[position + 1], face)
             try:
                 painted = await asyncio.get_running_loop().run_in_executor(
-                    pool, painter.paint, face, level, wanted, time.perf_counter()
+                    pool, painter.paint, face, keys, level, wanted, time.perf_counter()
                 )
+            except AccessDenied:
+                raise
             except SficError as error:
                 source.forget(wanted.face_id)
                 raise type(error)(
@@ -208,7 +222,7 @@ async def reconstruct(
                 format=wanted.format,
                 picture=painted.picture,
                 face=face.info,
-                layer_bytes=sum(len(face.layers[name]) for name in up_to(level)),
+                layer_bytes=sum(len(face.layers[name]) - TAG_BYTES for name in up_to(level)),
                 fetched_bytes=fetched_bytes,
                 fetch_ms=fetched.seconds * 1e3,
                 decode_ms=painted.decode_ms,
@@ -220,8 +234,9 @@ async def reconstruct(
             )
     finally:
         fetching.cancel()
+        asking.cancel()
         # Also takes the error of a fetch that nobody waits for any more.
-        await asyncio.gather(fetching, return_exceptions=True)
+        await asyncio.gather(fetching, asking, return_exceptions=True)
 
 
 def _fetch(

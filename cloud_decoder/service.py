@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.metadata
 import os
 from collections.abc import AsyncIterator
@@ -21,10 +20,12 @@ from cloud_decoder.reconstruct import Painter, read_request, reconstruct
 from cloud_decoder.settings import DecoderSettings
 from sfic.codec import Codec
 from sfic.errors import LimitExceeded
+from sfic.forgetting import follow_forgotten, is_meant
 from sfic.pictures import PictureLimits
+from sfic.service.access import current_caller
 from sfic.service.client import open_channel
 from sfic.service.server import serve
-from sfic.v1 import common_pb2, decoder_pb2, decoder_pb2_grpc
+from sfic.v1 import common_pb2, control_pb2, decoder_pb2, decoder_pb2_grpc
 
 __all__ = ["DecoderService", "run"]
 
@@ -64,7 +65,12 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
             self._metrics,
             settings.fetch_seconds,
         )
-        self._expiry = asyncio.ensure_future(self._source.expire_for_ever())
+        self._tasks = [
+            asyncio.ensure_future(self._source.expire_for_ever()),
+            asyncio.ensure_future(
+                follow_forgotten(settings.edge, settings.edge_identity(), (0, ""), self._carry_out)
+            ),
+        ]
         facts = {"model_bundle": self._codec.model_bundle, "provider": self._codec.provider}
         self._metrics.info.info(facts)
         log.info("decoder is warm", edge=settings.edge, **facts)
@@ -74,11 +80,14 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
 
     async def close(self) -> None:
         """Stop the workers and hang up."""
-        self._expiry.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._expiry
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
         await self._channel.close()
+
+    async def _carry_out(self, order: control_pb2.FollowForgottenResponse) -> None:
+        self._source.drop_if(lambda face: is_meant(order, face))
 
     async def Reconstruct(
         self,
@@ -94,14 +103,18 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
         self._requests += 1
         self._metrics.requests.set(self._requests)
         pictures = None
+        caller = current_caller().name
         try:
-            wanted = await asyncio.to_thread(read_request, request, self._limits, self._codec.sizes)
+            wanted = await asyncio.to_thread(
+                read_request, request, self._limits, self._codec.sizes, caller
+            )
             log.info(
                 "reconstruction asked for",
                 face_id=wanted.face_id,
                 highest=wanted.levels[-1],
                 size=wanted.size,
                 purpose=wanted.purpose,
+                caller=caller,
                 peer=context.peer(),
             )
             pictures = reconstruct(wanted, self._source, self._painter, self._pool)

@@ -14,7 +14,9 @@ import grpc.aio
 
 from edge_encoder.metrics import EdgeMetrics
 from edge_encoder.store import FaceStore
+from edge_encoder.waiting import first_set
 from sfic.errors import InvalidInput, LimitExceeded, Unavailable
+from sfic.sealing import open_layer
 from sfic.v1 import edge_pb2, edge_pb2_grpc
 
 __all__ = ["BasicLayerFeed"]
@@ -59,16 +61,22 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         self._subscribers += 1
         self._metrics.subscribers.set(self._subscribers)
         try:
-            cursor = await self._start(request)
+            log_id = await self._store.log_id()
+            cursor = await self._start(request, log_id)
             await context.send_initial_metadata(())
-            async for response in self._follow(request, cursor):
+            async for response in self._follow(request, cursor, log_id):
                 yield response
         finally:
             self._subscribers -= 1
             self._metrics.subscribers.set(self._subscribers)
         raise Unavailable("the edge is shutting down")
 
-    async def _start(self, request: edge_pb2.SubscribeRequest) -> int:
+    async def _start(self, request: edge_pb2.SubscribeRequest, log_id: str) -> int:
+        if request.log_id not in ("", log_id):
+            raise InvalidInput(
+                f"log_id: {request.log_id[:64]} is another log than this edge's, {log_id}",
+                field="log_id",
+            )
         last = await self._store.last_cursor()
         if request.live_only:
             return last
@@ -81,7 +89,7 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         return request.after_cursor
 
     async def _follow(
-        self, request: edge_pb2.SubscribeRequest, cursor: int
+        self, request: edge_pb2.SubscribeRequest, cursor: int, log_id: str
     ) -> AsyncIterator[edge_pb2.SubscribeResponse]:
         # A subscriber who has no place in the log yet cannot have missed anything before it.
         missed, counting = 0, request.live_only or cursor > 0
@@ -98,17 +106,24 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
                 self._metrics.feed_missed.inc(page.evicted_cursor - cursor)
             counting = True
             for entry in page.entries:
-                yield edge_pb2.SubscribeResponse(
-                    cursor=entry.cursor, face=entry.info, basic=entry.basic, faces_missed=missed
+                response = edge_pb2.SubscribeResponse(
+                    cursor=entry.cursor, face=entry.info, faces_missed=missed, log_id=log_id
                 )
+                if request.sealed:
+                    response.basic, response.key = entry.sealed, entry.key
+                else:
+                    response.basic = open_layer(
+                        entry.key, entry.sealed, entry.info.face_id, "basic"
+                    )
+                yield response
                 missed = 0
                 self._metrics.feed_faces.inc()
-                self._metrics.feed_bytes.inc(len(entry.basic))
+                self._metrics.feed_bytes.inc(len(response.basic))
                 if self._stopping.is_set():
                     return
             cursor = page.next_cursor
             if not page.more:
-                await _first_set(grown, self._stopping)
+                await first_set(grown, self._stopping)
 
 
 def _check(request: edge_pb2.SubscribeRequest) -> None:
@@ -118,12 +133,3 @@ def _check(request: edge_pb2.SubscribeRequest) -> None:
         raise InvalidInput(f"camera_ids: at most {_MAX_CAMERAS}", field="camera_ids")
     if not 0.0 <= request.min_face_score <= 1.0:
         raise InvalidInput("min_face_score: must be 0..1", field="min_face_score")
-
-
-async def _first_set(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

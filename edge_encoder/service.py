@@ -12,15 +12,18 @@ import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry
 
+from edge_encoder.control import EdgeControl
 from edge_encoder.feed import BasicLayerFeed
+from edge_encoder.grants import GrantBook
 from edge_encoder.ingest import EdgeIngest
 from edge_encoder.layers import LayerStore
 from edge_encoder.metrics import EdgeMetrics
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.store import FaceStore
+from sfic.audit import AuditLog
 from sfic.codec import Codec
 from sfic.service.server import serve
-from sfic.v1 import edge_pb2_grpc
+from sfic.v1 import control_pb2_grpc, edge_pb2_grpc
 
 __all__ = ["EdgeService", "run"]
 
@@ -30,7 +33,12 @@ log = structlog.get_logger(__name__)
 class EdgeService:
     """An edge; `codec` may be one that is loaded already."""
 
-    names = ("sfic.v1.EdgeIngest", "sfic.v1.BasicLayerFeed", "sfic.v1.LayerStore")
+    names = (
+        "sfic.v1.EdgeIngest",
+        "sfic.v1.BasicLayerFeed",
+        "sfic.v1.LayerStore",
+        "sfic.v1.EdgeControl",
+    )
 
     def __init__(self, settings: EdgeSettings, codec: Codec | None = None) -> None:
         self.settings = settings
@@ -42,18 +50,22 @@ class EdgeService:
             settings.workers or os.cpu_count() or 1, thread_name_prefix="encode"
         )
         self._store: FaceStore | None = None
+        self._audit: AuditLog | None = None
         self._retention: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the store, load the codec and warm it up; drop what an earlier run left too long."""
         settings = self.settings
+        folder = settings.data_dir.expanduser()
         self._store = store = await asyncio.to_thread(
             FaceStore,
-            settings.data_dir.expanduser() / "edge.sqlite",
+            folder / "edge.sqlite",
             self._metrics,
             retention_seconds=settings.retention_hours * 3600,
             retention_bytes=settings.retention_bytes,
+            key_file=settings.key_file,
         )
+        await store.recover()
         await store.evict()
         codec = self._codec
         if codec is None:
@@ -69,7 +81,11 @@ class EdgeService:
         self._feed = BasicLayerFeed(
             store, self._metrics, self._stopping, max_subscribers=settings.max_subscribers
         )
-        self._layers = LayerStore(store, self._metrics)
+        self._audit = audit = await asyncio.to_thread(AuditLog, folder / "audit.jsonl")
+        grants = GrantBook(store.database)
+        await grants.load()
+        self._layers = LayerStore(store, grants, audit, self._metrics)
+        self._control = EdgeControl(store, grants, audit, settings.edge_id, self._stopping)
         self._retention = asyncio.ensure_future(self._retain(store))
         facts = {
             "edge_id": settings.edge_id,
@@ -77,13 +93,15 @@ class EdgeService:
             "provider": codec.provider,
         }
         self._metrics.info.info(facts)
-        log.info("edge is warm", **facts)
+        # The head in the log of the machine is one more witness of the audit log.
+        log.info("edge is warm", **facts, audit_head=audit.head)
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add the three servicers."""
+        """Add the servicers."""
         edge_pb2_grpc.add_EdgeIngestServicer_to_server(self._ingest, server)
         edge_pb2_grpc.add_BasicLayerFeedServicer_to_server(self._feed, server)
         edge_pb2_grpc.add_LayerStoreServicer_to_server(self._layers, server)
+        control_pb2_grpc.add_EdgeControlServicer_to_server(self._control, server)
 
     async def drain(self) -> None:
         """Let streams finish the frames they have in work, then end."""
@@ -98,6 +116,8 @@ class EdgeService:
         await asyncio.to_thread(self._pool.shutdown)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
+        if self._audit is not None:
+            self._audit.close()
 
     async def _retain(self, store: FaceStore) -> None:
         while True:

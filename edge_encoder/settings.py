@@ -52,6 +52,12 @@ class EdgeSettings(ServiceSettings):
         title="Directory of the store",
         description="Made when it is not there. Two edges never share one.",
     )
+    key_file: Path | None = Field(
+        None,
+        title="Master key of the sealed layers",
+        description="32 bytes that only this user can read. Unset: master.key in data_dir, made "
+        "when there is none.",
+    )
 
     bundle: Path | None = Field(
         None, title="Model bundle", description="Unset: the one that ships with the package."

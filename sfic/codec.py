@@ -274,18 +274,32 @@ class Codec:
 
     def analyze_batch(self, basics: Sequence[bytes]) -> list[Analysis | SficError]:
         """As `analyze`, for many faces at once; a broken packet gives its error in its place."""
-        results: list[Analysis | SficError | None] = []
-        latents: list[FloatArray] = []
-        for packet in basics:
+        results: dict[int, Analysis | SficError] = {}
+        opened: dict[int, dict[int, tuple[PacketHeader, bytes, int]]] = {}  # by rate, by place
+        for i, packet in enumerate(basics):
             try:
-                symbols, rate = self.decode_symbols(EncodedFace(packet), "basic")
+                header, payload, check = open_packet(packet, layer="basic", bundle=self.bundle.id)
             except SficError as error:
-                results.append(error)
+                results[i] = error
             else:
-                results.append(None)
-                latents.append(self._dequantise("basic", symbols.parts["basic"], rate))
-        found = iter(self._run_heads(np.concatenate(latents)) if latents else [])
-        return [next(found) if result is None else result for result in results]
+                opened.setdefault(header.rate, {})[i] = (header, payload, check)
+        latents: dict[int, FloatArray] = {}
+        for rate, packets in opened.items():
+            payloads = [payload for _, payload, _ in packets.values()]
+            decoded = self._entropy.decode_basic(rate, payloads)
+            for (i, (header, _, check)), symbols in zip(packets.items(), decoded, strict=True):
+                try:
+                    if isinstance(symbols, SficError):
+                        raise symbols
+                    verify(check, header, [symbols.of_layer("basic")])
+                except SficError as error:
+                    results[i] = error
+                else:
+                    latents[i] = self._dequantise("basic", symbols.parts["basic"], rate)
+        if latents:
+            found = self._run_heads(np.concatenate(list(latents.values())))
+            results.update(zip(latents, found, strict=True))
+        return [results[i] for i in range(len(basics))]
 
     def _run_heads(self, latents: FloatArray) -> list[Analysis]:
         return read_heads(_run(self._heads, {"basic": latents}))

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 __all__ = [
     "AccessDenied",
+    "AuditBroken",
     "BundleError",
     "BundleMismatch",
     "CheckpointError",
@@ -159,6 +160,13 @@ class AccessDenied(SficError):
     code = "ACCESS_DENIED"
     grpc_status = "PERMISSION_DENIED"
     exit_code = 4
+
+
+class AuditBroken(SficError):
+    """A line of an audit log was changed, removed or put in."""
+
+    code = "AUDIT_BROKEN"
+    grpc_status = "DATA_LOSS"
 
 
 class ProviderUnavailable(SficError):

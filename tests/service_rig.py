@@ -25,6 +25,7 @@ from edge_encoder.service import EdgeService
 from edge_encoder.store import FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
 from sfic.face import EncodedFace
+from sfic.grants import grant_all_faces
 from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
 from sfic.service.server import ServiceServer
@@ -113,11 +114,15 @@ class Edge:
 
 
 @asynccontextmanager
-async def running_edge(folder: Path, **settings: object) -> AsyncIterator[Edge]:
-    """A real edge on a free port."""
+async def running_edge(
+    folder: Path, *, granted: bool = True, **settings: object
+) -> AsyncIterator[Edge]:
+    """A real edge on a free port. `granted`: any decoder may see all its faces."""
     made = edge_settings(folder, **{"workers": 1, **settings})
     service = EdgeService(made, codec())
     async with running(service, made) as server:
+        if granted:
+            await grant_all_faces(server.address, "a test", 1.0)
         yield Edge(service, server)
 
 
@@ -161,14 +166,14 @@ def start_process(module: str, *arguments: str, log: Path | None = None) -> subp
 
 
 class RecordingProxy:
-    """Passes TCP on to an address and keeps every byte of either direction."""
+    """Passes TCP on to an address and keeps every byte of either direction of each connection."""
 
     def __init__(self, target: str) -> None:
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self.address = ""
-        self.to_target = bytearray()
-        self.from_target = bytearray()
+        self.to_target: list[bytearray] = []
+        self.from_target: list[bytearray] = []
 
     async def __aenter__(self) -> RecordingProxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -180,9 +185,12 @@ class RecordingProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         target_reader, target_writer = await asyncio.open_connection(self._host, self._port)
+        for records in (self.to_target, self.from_target):
+            records.append(bytearray())
+        number = len(self.to_target) - 1
         await asyncio.gather(
-            self._pass_on(reader, target_writer, self.to_target),
-            self._pass_on(target_reader, writer, self.from_target),
+            self._pass_on(reader, target_writer, self.to_target[number]),
+            self._pass_on(target_reader, writer, self.from_target[number]),
         )
 
     async def _pass_on(

@@ -31,6 +31,7 @@ from sfic.errors import (
 from sfic.processes import free_address
 from sfic.service.client import sfic_errors
 from sfic.v1 import analytics_pb2 as pb
+from sfic.v1 import control_pb2
 from sfic.webhook import WebhookSecret
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -103,7 +104,7 @@ async def test_search_comes_in_pages(tmp_path: Path) -> None:
             assert read == whole
             assert late == 2
             new = [face_id for face_id in hit_ids(await search(stub)) if face_id not in sent]
-            assert await service.forget(new) == late
+            await service.forget(edge.address, forget_order(*new))
         assert (await search(stub, limit=7)).next_page_token == ""
         first = await search(stub, limit=3)
         for query in (
@@ -373,6 +374,11 @@ async def test_entries_expire(tmp_path: Path) -> None:
         await eventually(gone)
 
 
+def forget_order(*face_ids: str) -> control_pb2.FollowForgottenResponse:
+    """An edge's order, as it comes from `sfic forget`."""
+    return control_pb2.FollowForgottenResponse(scope={"face_ids": face_ids})
+
+
 async def test_forget_reaches_search_and_stream(tmp_path: Path) -> None:
     faces = encoded_faces()
     async with (
@@ -381,7 +387,8 @@ async def test_forget_reaches_search_and_stream(tmp_path: Path) -> None:
     ):
         sent = await edge.keep(faces)
         await read_results(stub, 4)
-        assert await service.forget([sent[0], sent[2], "nobody"]) == 2
+        order = forget_order(sent[0], sent[2], "nobody")
+        await service.forget(edge.address, order)
         assert sorted(hit_ids(await search(stub, face_id=sent[1]))) == sorted([sent[1], sent[3]])
         assert sorted(hit_ids(await search(stub))) == sorted([sent[1], sent[3]])
         assert ids(await read_results(stub, 2)) == [sent[1], sent[3]]

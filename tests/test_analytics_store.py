@@ -16,7 +16,7 @@ from analytics_service.store import FailedFace, ResultStore, Retention, VisitQue
 from analytics_service.visits import Visit, VisitTracker
 from analytics_service.watchlists import Entry, Watchlist, Watchlists, WatchlistStore
 from sfic.errors import StorageError
-from sfic.v1 import analytics_pb2
+from sfic.v1 import analytics_pb2, control_pb2
 
 SECOND = 10**9
 # The schema of the first release, as its databases have it. It never changes.
@@ -251,6 +251,11 @@ async def test_a_commit_that_fails_leaves_visits_as_they_were(
         store.close()
 
 
+def forget_order(*face_ids: str, camera_id: str = "") -> control_pb2.FollowForgottenResponse:
+    scope = {"face_ids": face_ids, "camera_id": camera_id}
+    return control_pb2.FollowForgottenResponse(cursor=1, log_id="log", scope=scope)
+
+
 async def test_forgotten_faces_leave_nothing(
     tmp_path: Path, person: np.ndarray, other: np.ndarray
 ) -> None:
@@ -267,7 +272,7 @@ async def test_forgotten_faces_leave_nothing(
         {},
     )
     assert made.alerts == 2
-    assert await store.forget(["A", "D", "nobody"]) == [1]
+    assert await store.forget("edge", forget_order("A", "D", "nobody")) == [1]
     assert await store.by_face("A") is None
     assert await store.failures() == []
     assert [entry.entry_id for entry in await lists.entries("staff")] == ["two"]
@@ -279,9 +284,10 @@ async def test_forgotten_faces_leave_nothing(
     # The visit that is left goes on as its faces are, and goes with the last of them.
     made = await store.commit([result("E", tilted, 1003, frame=3)], [], {})
     assert made.results[0].visit_id == "A"
-    await store.forget(["B", "E"])
+    await store.forget("edge", forget_order("B", "E"))
     assert await all_ids(store) == ["C"]
-    await store.forget(["C"])
+    assert await store.forget("edge", forget_order(camera_id="gate")) == []
+    await store.forget("edge", forget_order(camera_id="door"))
     store.close()
     assert vector_bytes(other) not in path.read_bytes()
 

@@ -37,6 +37,7 @@ from services_util import (
 
 from edge_encoder.settings import EdgeSettings
 from sfic.errors import ConfigError, InvalidInput, LimitExceeded, Unavailable
+from sfic.grants import grant_all_faces
 from sfic.packet import parse_header
 from sfic.service.client import open_channel, sfic_errors
 from sfic.service.server import ServiceServer
@@ -464,8 +465,9 @@ async def test_a_client_that_leaves_costs_nothing(tmp_path: Path) -> None:
         assert await send_frames(server.address, [frame(0)])
 
 
-async def test_health_and_reflection_name_the_three_services(tmp_path: Path) -> None:
-    names = ("sfic.v1.EdgeIngest", "sfic.v1.BasicLayerFeed", "sfic.v1.LayerStore")
+async def test_health_and_reflection_name_the_services(tmp_path: Path) -> None:
+    services = ("EdgeIngest", "BasicLayerFeed", "LayerStore", "EdgeControl")
+    names = [f"sfic.v1.{service}" for service in services]
     async with running_edge(tmp_path) as server, channel_to(server) as channel:
         for name in names:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
@@ -509,6 +511,7 @@ async def test_kill_9_loses_no_face_that_had_its_receipt(tmp_path: Path) -> None
         log.write_bytes(b"")
         async with running_process("edge_encoder", log, arguments) as process:
             address = await _address_in(log, process)
+            await grant_all_faces(address, "a test", 1.0)
             for ids in _batches(list(acknowledged)):
                 for face in (await fetch(address, ids)).faces:
                     assert face.found, f"{face.face_id} had a receipt and is gone"

@@ -123,16 +123,41 @@ def compose() -> dict[str, Any]:
     return content
 
 
+def compose_services() -> dict[str, Any]:
+    """Our services that serve, without the one that makes certificates and ends."""
+    services: dict[str, Any] = compose()["services"]
+    ours = {name: each for name, each in services.items() if "build" in each}
+    return {name: each for name, each in ours.items() if name != "certs"}
+
+
+def test_compose_makes_certificates_before_anything_serves(tmp_path: Path) -> None:
+    """With the compose file's own command, into a folder in the place of its volume."""
+    certs = compose()["services"]["certs"]
+    assert certs["restart"] == "no" and certs["volumes"] == ["certs:/certs"]
+    arguments = [str(tmp_path) if word == "/certs" else word for word in certs["command"][1:]]
+    for _ in range(2):
+        subprocess.run([sys.executable, "-m", "sfic", *arguments], cwd=ROOT, check=True)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, each in compose_services().items():
+        assert "certs:/certs:ro" in each["volumes"], name
+        kind = SETTINGS[each["build"]["args"]["SERVICE"]]
+        settings = kind.load(config=ROOT / "deploy" / "sfic.toml", environment={})
+        assert settings.knows_callers and not settings.insecure, name
+        used = [settings.tls_certificate, settings.tls_key, settings.tls_client_ca]
+        used.append(getattr(settings, "edge_ca", settings.tls_client_ca))
+        assert all(path is not None and path.name in made for path in used), name
+    first = compose_services()["edge"]["depends_on"]
+    assert first == {"certs": {"condition": "service_completed_successfully"}}
+
+
 def test_compose_runs_the_three_services_and_a_gpu_decoder_only_when_asked() -> None:
-    services = compose()["services"]
+    services = compose_services()
     always = {name for name, each in services.items() if "profiles" not in each}
     assert always == {"edge", "analytics", "decoder"}
     assert services["decoder-gpu"]["profiles"] == ["gpu"]
     dockerfile = (ROOT / "Dockerfile").read_text()
     for name, each in services.items():
         assert all(port.startswith("127.0.0.1:") for port in each["ports"]), name
-        if each.get("profiles") == ["monitoring"]:
-            continue
         arguments = each["build"]["args"]
         assert arguments["SERVICE"] in SETTINGS, name
         assert (ROOT / "requirements" / f"{arguments.get('EXTRA', 'cpu')}.txt").is_file()
@@ -141,7 +166,7 @@ def test_compose_runs_the_three_services_and_a_gpu_decoder_only_when_asked() -> 
 
 def test_container_settings_are_accepted_and_fit_the_published_ports(tmp_path: Path) -> None:
     file = ROOT / "deploy" / "sfic.toml"
-    services = {k: v for k, v in compose()["services"].items() if "build" in v}
+    services = compose_services()
     for name, each in services.items():
         kind = SETTINGS[each["build"]["args"]["SERVICE"]]
         settings = kind.load(config=file, environment=each.get("environment", {}))

@@ -1,15 +1,15 @@
-"""What really goes over the wire from an edge to analytics: basic layers and nothing higher.
+"""What really goes over the wire from an edge: basic layers to analytics, and everything sealed.
 
-A proxy between the two keeps every byte. The same proxy in front of a decoder sees the higher
-layers, which shows that they would have been found.
+A proxy between the two keeps every byte. The same proxy in front of a decoder sees the sealed
+higher layers, which shows that they would have been found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from service_rig import RecordingProxy, codec, encoded_faces, running_edge
+from service_rig import Edge, RecordingProxy, codec, encoded_faces, running_edge
 from test_analytics import read_results, running_analytics
 from test_decoder import running_decoder
 
@@ -17,6 +17,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS = 0, 1
 SUBSCRIBE = b"/sfic.v1.BasicLayerFeed/Subscribe"
 FETCH = b"/sfic.v1.LayerStore/FetchLayers"
+KEYS = b"/sfic.v1.LayerStore/FetchKeys"
+FORGOTTEN = b"/sfic.v1.EdgeControl/FollowForgotten"
 # Two packets agree in a window of this many bytes by chance once in 2**64.
 WINDOW = 8
 
@@ -31,14 +33,18 @@ def frames(record: bytes) -> Iterator[tuple[int, int, bytes]]:
         at += 9 + length
 
 
-def messages(record: bytes) -> bytes:
+def messages(records: Sequence[bytes]) -> bytes:
     """All message bytes of a direction, without the framing between them."""
-    return b"".join(payload for kind, _, payload in frames(record) if kind == DATA)
+    return b"".join(
+        payload for record in records for kind, _, payload in frames(record) if kind == DATA
+    )
 
 
-def paths(record: bytes) -> list[bytes]:
+def paths(records: Sequence[bytes]) -> list[bytes]:
     """Method paths in the headers that a client sent; gRPC writes them as plain text."""
-    headers = [payload for kind, _, payload in frames(record) if kind == HEADERS]
+    headers = [
+        payload for record in records for kind, _, payload in frames(record) if kind == HEADERS
+    ]
     found = []
     for header in headers:
         assert header.count(b"/sfic.v1.") + header.count(b"/grpc.") == 1, header
@@ -55,6 +61,19 @@ def windows_in(packet: bytes, record: bytes) -> int:
     return sum(packet[k : k + WINDOW] in record for k in range(len(packet) - WINDOW + 1))
 
 
+def recorded(proxy: RecordingProxy) -> tuple[list[bytes], list[bytes]]:
+    """What came from the edge and what was sent to it, by connection."""
+    return [bytes(r) for r in proxy.from_target], [bytes(r) for r in proxy.to_target]
+
+
+async def sealed_layers(edge: Edge, face_ids: list[str]) -> list[dict[str, bytes]]:
+    """The layers as the edge keeps them."""
+    store = edge.service._store
+    assert store is not None
+    kept = await store.fetch(face_ids)
+    return [{n: p for n, p in kept[i].layers.items() if p is not None} for i in face_ids]
+
+
 async def test_analytics_gets_basic_layers_and_nothing_else(tmp_path: Path) -> None:
     faces = encoded_faces()
     async with (
@@ -62,22 +81,20 @@ async def test_analytics_gets_basic_layers_and_nothing_else(tmp_path: Path) -> N
         RecordingProxy(edge.address) as proxy,
         running_analytics(tmp_path, proxy.address) as (_, stub),
     ):
-        await edge.keep(faces)
+        kept = await sealed_layers(edge, await edge.keep(faces))
         await read_results(stub, len(faces))
-    received, sent = bytes(proxy.from_target), bytes(proxy.to_target)
-    assert sent.startswith(PREFACE)
-    for face in faces:
-        assert face.middle and face.enhanced
-        assert len(face.middle) > WINDOW
-        assert len(face.enhanced) > WINDOW
-        assert face.basic in messages(received)
-        for packet in (face.middle, face.enhanced):
-            for record in (received, sent, messages(received)):
-                assert packet not in record
+    received, sent = recorded(proxy)
+    assert all(record.startswith(PREFACE) for record in sent)
+    for face, sealed in zip(faces, kept, strict=True):
+        assert sealed["basic"] in messages(received)
+        assert [len(each) for each in sealed.values()] == [len(p) + 8 for p in face.layers.values()]
+        for packet in (*face.layers.values(), sealed["middle"], sealed["enhanced"]):
+            assert len(packet) > WINDOW
+            for record in (*received, *sent, messages(received)):
                 assert windows_in(packet, record) == 0
-    assert paths(sent) == [SUBSCRIBE]
+    assert sorted(paths(sent)) == [SUBSCRIBE, FORGOTTEN]
     # Nothing but the stream of faces: as many bytes as faces with their description, and framing.
-    described = sum(len(face.basic) + 400 for face in faces)
+    described = sum(len(face.basic) + 440 for face in faces)
     assert len(messages(received)) < described
 
 
@@ -89,12 +106,14 @@ async def test_the_recorder_would_have_seen_higher_layers(tmp_path: Path) -> Non
         running_decoder(proxy.address) as decoder,
     ):
         (face_id,) = await edge.keep([face])
+        (kept,) = await sealed_layers(edge, [face_id])
         await decoder.pictures(face_id, final_only=True)
-    received, sent = bytes(proxy.from_target), bytes(proxy.to_target)
-    for packet in face.layers.values():
-        assert packet in messages(received)
-        assert windows_in(packet, received) == len(packet) - WINDOW + 1
-    assert paths(sent) == [FETCH]
+    received, sent = recorded(proxy)
+    for name, packet in face.layers.items():
+        assert kept[name] in messages(received)
+        assert windows_in(kept[name], messages(received)) == len(kept[name]) - WINDOW + 1
+        assert windows_in(packet, messages(received)) == 0
+    assert sorted(paths(sent)) == [FORGOTTEN, KEYS, FETCH]
 
 
 async def test_a_decoder_fetches_no_layer_that_was_not_asked_for(tmp_path: Path) -> None:
@@ -105,11 +124,11 @@ async def test_a_decoder_fetches_no_layer_that_was_not_asked_for(tmp_path: Path)
         running_decoder(proxy.address) as decoder,
     ):
         (face_id,) = await edge.keep([face])
+        (kept,) = await sealed_layers(edge, [face_id])
         (answer,) = await decoder.pictures(face_id, highest=1)
-    received = bytes(proxy.from_target)
+    received, _ = recorded(proxy)
     assert answer.layer_bytes == len(face.basic)
-    assert face.basic in messages(received)
-    for packet in (face.middle, face.enhanced):
-        assert packet
-        assert windows_in(packet, received) == 0
+    assert kept["basic"] in messages(received)
+    for name in ("middle", "enhanced"):
+        assert windows_in(kept[name], messages(received)) == 0
     assert codec().provider == answer.provider

@@ -2,7 +2,8 @@
 
 What belongs here: putting the commands together. Each command is in the module of its kind:
 `files` (encode, decode, info, analyze), `services` (serve, camera, reconstruct, demo), `security`
-(certs, token). What a command needs is imported inside it, so that `sfic --help` stays quick.
+(certs, token, grant, forget, audit), `results` (results export). What a command needs is imported
+inside it, so that `sfic --help` stays quick.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from sfic.cli import files, security, services
+from sfic.cli import files, results, security, services
 from sfic.errors import InvalidInput, MissingExtra, SficError
 
 __all__ = ["app", "main"]
@@ -64,6 +65,7 @@ def _root(
 
 files.add_to(app)
 services.add_to(app)
+results.add_to(app)
 security.add_to(app)
 
 

@@ -1,4 +1,4 @@
-"""The commands around security: `certs`, `token`; and the options that say who calls.
+"""The commands around security: `certs`, `token`, `grant`, `forget`, `audit`; and who calls.
 
 What belongs here: options and what is printed. Certificates, tokens, grants and the audit log are
 made elsewhere.
@@ -6,6 +6,7 @@ made elsewhere.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +14,12 @@ import typer
 
 if TYPE_CHECKING:
     from sfic.service.identity import Identity
+    from sfic.v1 import control_pb2
 
 __all__ = ["CaFile", "IdentityPrefix", "TokenFile", "add_to", "identity_of"]
 
 CERTS = Path("certs")
+EDGE = "127.0.0.1:50051"
 
 IdentityPrefix = Annotated[
     Path | None,
@@ -132,7 +135,186 @@ def token(
     typer.echo(issue_token(key, name, [as_role(each) for each in role], hours * 3600))
 
 
+Edge = Annotated[str, typer.Option(help="Address of the edge.")]
+Camera = Annotated[str, typer.Option(help="Faces of this camera.")]
+
+
+def grant(
+    face_id: Annotated[str, typer.Argument(metavar="[FACE_ID]", show_default=False)] = "",
+    purpose: Annotated[str, typer.Option(help="Why; on the audit log.")] = "",
+    camera: Camera = "",
+    since: Annotated[datetime | None, typer.Option(help="Faces captured from then on.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Faces captured until then.")] = None,
+    layers: Annotated[str, typer.Option(help="Highest layer: middle or enhanced.")] = "enhanced",
+    decoder: Annotated[str, typer.Option(help="The one decoder that may; empty: any.")] = "",
+    hours: Annotated[float, typer.Option(min=0.01, help="When the grant ends.")] = 24.0,
+    revoke: Annotated[str, typer.Option(metavar="GRANT_ID", help="End a grant.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="List the grants that hold.")] = False,
+    edge: Edge = EDGE,
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
+) -> None:
+    """Let decoders see the higher layers of a face, a camera or a time; list and end grants."""
+    import asyncio
+
+    from sfic.grants import create_grant, list_grants, revoke_grant, timestamp
+    from sfic.layers import as_layer
+    from sfic.v1 import control_pb2
+
+    caller = identity_of(identity, ca, token)
+    if show:
+        for each in asyncio.run(list_grants(edge, caller)):
+            typer.echo(_told(each))
+        return
+    if revoke:
+        typer.echo(f"ended: {_told(asyncio.run(revoke_grant(edge, caller, revoke)))}")
+        return
+    request = control_pb2.CreateGrantRequest(
+        scope=control_pb2.GrantScope(face_id=face_id, camera_id=camera),
+        highest=f"LAYER_{as_layer(layers).upper()}",
+        decoder=decoder,
+        purpose=purpose,
+    )
+    if since is not None:
+        request.scope.captured_from.CopyFrom(timestamp(since.timestamp()))
+    if until is not None:
+        request.scope.captured_until.CopyFrom(timestamp(until.timestamp()))
+    typer.echo(f"granted: {_told(asyncio.run(create_grant(edge, caller, request, hours)))}")
+
+
+def _told(grant: control_pb2.Grant) -> str:
+    """A grant in a line."""
+    from sfic.v1 import common_pb2
+
+    scope = grant.scope
+    parts = [f"face {scope.face_id}" if scope.face_id else ""]
+    parts.append(f"camera {scope.camera_id}" if scope.camera_id else "")
+    for field, word in (("captured_from", "from"), ("captured_until", "until")):
+        if scope.HasField(field):
+            parts.append(f"{word} {getattr(scope, field).ToJsonString()}")
+    what = " ".join(part for part in parts if part)
+    layer = common_pb2.Layer.Name(grant.highest).removeprefix("LAYER_").lower()
+    return (
+        f"{grant.grant_id}  up to {layer} of {what}, for {grant.decoder or 'any decoder'},"
+        f" by {grant.granted_by}, until {grant.expires_time.ToJsonString()}: {grant.purpose}"
+    )
+
+
+def forget(
+    face_id: Annotated[
+        list[str] | None, typer.Argument(metavar="[FACE_ID]...", show_default=False)
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; on the audit log.")] = "",
+    camera: Camera = "",
+    before: Annotated[datetime | None, typer.Option(help="Faces captured before then.")] = None,
+    edge: Edge = EDGE,
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
+) -> None:
+    """Forget faces for good: their keys at the edge, and what came of them elsewhere."""
+    import asyncio
+
+    from sfic.grants import timestamp
+    from sfic.service.client import open_channel, sfic_errors
+    from sfic.v1 import control_pb2, control_pb2_grpc
+
+    scope = control_pb2.ForgetScope(face_ids=face_id or [], camera_id=camera)
+    if before is not None:
+        scope.captured_before.CopyFrom(timestamp(before.timestamp()))
+    request = control_pb2.ForgetRequest(scope=scope, reason=reason)
+
+    async def ask() -> control_pb2.ForgetResponse:
+        async with open_channel(edge, identity=identity_of(identity, ca, token)) as channel:
+            with sfic_errors(f"edge at {edge}"):
+                stub = control_pb2_grpc.EdgeControlStub(channel)
+                answer: control_pb2.ForgetResponse = await stub.Forget(request)
+                return answer
+
+    answer = asyncio.run(ask())
+    typer.echo(
+        f"forgotten: {answer.faces} face{'s' if answer.faces != 1 else ''} kept at the edge"
+        f" (order {answer.cursor}); connected services follow now, others at their next contact"
+    )
+
+
+audit = typer.Typer(help="The audit log of an edge.", no_args_is_help=True)
+
+LogFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FILE]", help="audit.jsonl of an edge; none: ask the edge for it."),
+]
+
+
+@audit.command("show")
+def audit_show(
+    file: LogFile = None,
+    edge: Edge = EDGE,
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
+) -> None:
+    """Print who did what, when and why."""
+    import json
+
+    lines, _ = _read_audit(file, edge, identity_of(identity, ca, token))
+    for line in lines:
+        try:
+            record = json.loads(line)
+            told = " ".join(f"{k}={v}" for k, v in record["what"].items() if v not in ("", []))
+            row = f"{record['time'][:19]}  {record['action']}  by {record['who']}  {told}"
+            typer.echo(f"{row}  {record['why']!r}")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            typer.echo(f"not a line of an audit log: {line[:80]!r}")
+
+
+@audit.command("verify")
+def audit_verify(
+    file: LogFile = None,
+    head: Annotated[str, typer.Option(help="A head noted earlier, to be found in the log.")] = "",
+    edge: Edge = EDGE,
+    identity: IdentityPrefix = None,
+    ca: CaFile = None,
+    token: TokenFile = None,
+) -> None:
+    """Check that no line was changed, removed or put in; prints the head, to be noted elsewhere."""
+    from sfic.audit import verify_lines
+    from sfic.errors import AuditBroken
+
+    lines, end = _read_audit(file, edge, identity_of(identity, ca, token))
+    verdict = verify_lines(lines, end, head)
+    if verdict.problems:
+        more = len(verdict.problems) - 1
+        raise AuditBroken(verdict.problems[0] + (f" (and {more} more)" if more else ""))
+    typer.echo(f"{verdict.lines} lines, none changed or missing; head {verdict.head}")
+
+
+def _read_audit(file: Path | None, edge: str, caller: Identity) -> tuple[list[str], str]:
+    """Lines and head of an audit log, from a file or an edge."""
+    import asyncio
+
+    from sfic.audit import read_log
+    from sfic.service.client import open_channel, sfic_errors
+    from sfic.v1 import control_pb2, control_pb2_grpc
+
+    if file is not None:
+        lines, head = read_log(file)
+        return list(lines), head
+
+    async def ask() -> list[control_pb2.ReadAuditResponse]:
+        async with open_channel(edge, identity=caller) as channel:
+            with sfic_errors(f"edge at {edge}"):
+                stub = control_pb2_grpc.EdgeControlStub(channel)
+                return [part async for part in stub.ReadAudit(control_pb2.ReadAuditRequest())]
+
+    parts = asyncio.run(ask())
+    return [part.line for part in parts[:-1]], parts[-1].head
+
+
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.add_typer(certs, name="certs")
-    app.command()(token)
+    app.add_typer(audit, name="audit")
+    for command in (token, grant, forget):
+        app.command()(command)

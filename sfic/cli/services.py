@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfic.cli.files import LayerName, Provider, Size
 from sfic.cli.security import CaFile, IdentityPrefix, TokenFile, identity_of
 from sfic.errors import InvalidInput, MissingExtra, NoFaceFound, SficError
+
+if TYPE_CHECKING:
+    from sfic.service.settings import ServiceSettings
 
 __all__ = ["add_to"]
 
@@ -49,6 +52,9 @@ def serve(
     Every setting is also a flag (--listen 0.0.0.0:50051) and an environment variable
     (SFIC_EDGE__LISTEN); `sfic serve edge -- --help` lists them.
     """
+    from sfic.threads import limit_blas_threads
+
+    limit_blas_threads()
     if service is ServiceName.all:
         if context.args:
             raise InvalidInput(
@@ -92,7 +98,6 @@ def _serve_all(config: Path | None) -> None:
     from console.settings import ConsoleSettings
     from edge_encoder.settings import EdgeSettings
     from sfic.processes import ServiceGroup
-    from sfic.service.settings import ServiceSettings
 
     kinds: dict[str, type[ServiceSettings]] = {
         "edge": EdgeSettings,
@@ -114,6 +119,7 @@ def _serve_all(config: Path | None) -> None:
                 page = name == "console"
                 group.start(name, each.listen, arguments, identity=each.own_identity(), page=page)
             group.wait_ready(120.0, lambda name: typer.echo(f"{name}: {settings[name].listen}"))
+            _grant_to_ourselves(settings["edge"])
             typer.echo("all services take calls; Ctrl-C stops them")
             if "console" in settings:
                 typer.echo(f"look at the faces: http://{settings['console'].listen}")
@@ -131,6 +137,25 @@ def has_console() -> bool:
     from importlib.util import find_spec
 
     return find_spec("fastapi") is not None and find_spec("uvicorn") is not None
+
+
+def _grant_to_ourselves(edge: ServiceSettings) -> None:
+    """Let the decoder beside an edge that knows no callers see its faces, and say so."""
+    import asyncio
+
+    if edge.knows_callers:
+        typer.echo("no grant made: decoders see higher layers when sfic grant says so")
+        return
+    from sfic.grants import grant_all_faces
+
+    hours = 24.0 * 30
+    grant = asyncio.run(
+        grant_all_faces(edge.listen, "sfic serve all on one machine", hours, edge.own_identity())
+    )
+    typer.echo(
+        f"granted: the decoder sees every face for {hours / 24:g} days"
+        f" (end it: sfic grant --revoke {grant.grant_id})"
+    )
 
 
 class _Stopped(Exception):

@@ -20,7 +20,7 @@ four neighbours before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from sfic.entropy.coder import SymbolDecoder, SymbolEncoder
 from sfic.entropy.tables import TableSet
 from sfic.entropy.transformer import ACTIVATION_MAX, IntegerTransformer, patch_windows
-from sfic.errors import BundleError, InvalidInput
+from sfic.errors import BundleError, InvalidInput, PacketError
 
 __all__ = ["GROUP", "PARTS", "QUADRANTS", "VECTORS", "EntropyModel", "LayerSymbols"]
 
@@ -130,31 +130,31 @@ class EntropyModel:
 
         Symbols of steps to come are never read.
         """
+        if layer == "basic":
+            for places, offset, table in self._basic_steps(rate, known["basic"][None]):
+                yield Step("basic", places, offset[0], table[0])
+            return
         lower = VECTORS[: VECTORS.index(_parts(layer)[0])]
         heard = [self._activations(part, rate, known[part]) for part in lower]
         memory = self._net.start(rate, spatial=False)
-        if heard:
-            tokens = np.concatenate(heard).reshape(-1, GROUP)
-            self._net.remember(memory, tokens, 0, rate, spatial=False)
+        tokens = np.concatenate(heard).reshape(-1, GROUP)
+        self._net.remember(memory, tokens, 0, rate, spatial=False)
         base = self._base[layer][rate - 1]  # [2, n]
         counts = self._counts[layer]
         ends = list(accumulate(counts))
         for i, (count, end) in enumerate(zip(counts, ends, strict=True)):
             begin = end - count
             places = np.arange(begin * GROUP, end * GROUP)
-            if not heard:
-                yield self._step(layer, places, base[0, places], base[1, places])
-            else:
-                first = self._first[layer]
-                u, v = self._net.vector_step(
-                    memory,
-                    f"around_{layer}{i}",
-                    np.concatenate(heard),
-                    slice(first + begin, first + end),
-                    rate,
-                )
-                gain = self._output[layer][rate - 1, places]
-                yield self._step(layer, places, *_law(base[:, places], u, v, gain))
+            first = self._first[layer]
+            u, v = self._net.vector_step(
+                memory,
+                f"around_{layer}{i}",
+                np.concatenate(heard),
+                slice(first + begin, first + end),
+                rate,
+            )
+            gain = self._output[layer][rate - 1, places]
+            yield self._step(layer, places, *_law(base[:, places], u, v, gain))
             own = self._activations(layer, rate, known[layer])[places]
             heard.append(own)
             if i + 1 < len(counts):
@@ -162,6 +162,37 @@ class EntropyModel:
                 self._net.remember(memory, tokens, self._first[layer] + begin, rate, spatial=False)
         if layer == "enhanced":
             yield from self._spatial_steps(rate, known, np.concatenate(heard))
+
+    def _basic_steps(
+        self, rate: int, symbols: Int32Array
+    ) -> Iterator[tuple[npt.NDArray[np.intp], Int32Array, Int32Array]]:
+        """The steps of the basic layer, of faces [B] side by side: places [k], offset, table.
+
+        `symbols`: int32 [B, n]; by the next step it has to hold the last one's. `offset` and
+        `table` are int32 [B, k], those of the first step [1, k].
+        """
+        layer = "basic"
+        faces = len(symbols)
+        memory = self._net.start(rate, spatial=False, faces=(faces,))
+        base = self._base[layer][rate - 1]  # [2, n]
+        counts = self._counts[layer]
+        heard = np.empty((faces, 0), np.float32)
+        for i, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True)):
+            begin = end - count
+            places = np.arange(begin * GROUP, end * GROUP)
+            mean, scale = base[:, None, places]
+            if i:
+                name = f"around_{layer}{i}"
+                u, v = self._net.vector_step(memory, name, heard, slice(begin, end), rate)
+                gain = self._output[layer][rate - 1, places]
+                mean, scale = _law(base[:, places], u, v, gain)
+            step = self._step(layer, places, mean, scale)
+            yield step.places, step.offset, step.table
+            own = self._activations(layer, rate, symbols)[:, places]  # [B, k]
+            heard = np.concatenate((heard, own), axis=1)
+            if i + 1 < len(counts):
+                tokens = own.reshape(faces, -1, GROUP)
+                self._net.remember(memory, tokens, begin, rate, spatial=False)
 
     def _spatial_steps(
         self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
@@ -254,6 +285,37 @@ class EntropyModel:
             coder.put(best - step.offset, step.table)
             parts[step.part].reshape(-1)[step.places] = best
         return LayerSymbols(parts), coder.finish()
+
+    def decode_basic(
+        self, rate: int, payloads: Sequence[bytes]
+    ) -> list[LayerSymbols | PacketError]:
+        """As `decode` of the basic layer, for many faces of one rate at once.
+
+        The network runs once for all of them. A payload that is not one gives its error.
+        """
+        if not payloads:
+            return []
+        coders = [SymbolDecoder(payload, self.tables) for payload in payloads]
+        symbols = np.zeros((len(payloads), *self.sizes["basic"]), np.int32)
+        errors: dict[int, PacketError] = {}
+        for places, offset, table in self._basic_steps(rate, symbols):
+            shape = (len(coders), len(places))
+            offsets, tables = np.broadcast_to(offset, shape), np.broadcast_to(table, shape)
+            for i, coder in enumerate(coders):
+                if i not in errors:
+                    try:
+                        symbols[i, places] = coder.get(tables[i]) + offsets[i]
+                    except PacketError as error:
+                        errors[i] = error
+        for i, coder in enumerate(coders):
+            if i not in errors:
+                try:
+                    coder.finish()
+                except PacketError as error:
+                    errors[i] = error
+        return [
+            errors.get(i) or LayerSymbols({"basic": symbols[i]}) for i in range(len(payloads))
+        ]
 
     def decode(self, layer: str, rate: int, payload: bytes, known: LayerSymbols) -> LayerSymbols:
         """The symbols so far plus those of `layer`; PacketError when the payload is not one."""

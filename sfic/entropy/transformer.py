@@ -109,14 +109,23 @@ class _Dense:
         return _round(total, self.shift, self.low, self.high)
 
     def each(self, x: FloatArray, places: slice) -> FloatArray:
-        """Row i of x [n, in] by the matrix of place i -> [n, out]."""
-        total: FloatArray = np.matmul(x[:, None, :], self.weight[places])[:, 0]
-        total += self.bias[places]
-        return _round(total, self.shift, self.low, self.high)
+        """Row i of x [..., n, in] by the matrix of place i -> [..., n, out]."""
+        return _round(self.sums(x, places), self.shift, self.low, self.high)
+
+    def sums(self, x: FloatArray, places: slice) -> FloatArray:
+        """As `each`, before rounding."""
+        # One product for each place, of the rows of all faces: [n, faces, in] @ [n, in, out].
+        rows = np.moveaxis(x.reshape(-1, *x.shape[-2:]), 1, 0)
+        total = np.moveaxis(np.matmul(rows, self.weight[places]), 0, 1)
+        sums: FloatArray = total.reshape(*x.shape[:-1], -1) + self.bias[places]
+        return sums
 
 
 class Memory:
-    """Keys and values of the tokens known so far, for each block: [heads, tokens, head width]."""
+    """Keys and values of the tokens known so far, for each block: [..., heads, tokens, width].
+
+    The leading axes, where there are any, are faces that are coded side by side.
+    """
 
     def __init__(self, blocks: int) -> None:
         """Start empty."""
@@ -127,7 +136,7 @@ class Memory:
         """Keys and values of all tokens, joined once."""
         for pieces in (self.keys[block], self.values[block]):
             if len(pieces) > 1:
-                pieces[:] = [np.concatenate(pieces, axis=1)]
+                pieces[:] = [np.concatenate(pieces, axis=-2)]
         return self.keys[block][0], self.values[block][0]
 
 
@@ -148,14 +157,14 @@ class _Block:
         self.heads = heads
 
     def split(self, x: FloatArray) -> FloatArray:
-        """[n, D] -> [heads, n, D / heads]."""
-        return x.reshape(len(x), self.heads, -1).transpose(1, 0, 2)
+        """[..., n, D] -> [..., heads, n, D / heads]."""
+        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-3, -2)
 
     def keys_values(self, tokens: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """tokens: [n, D] -> keys and values [heads, n, D / heads]."""
+        """tokens: [..., n, D] -> keys and values [..., heads, n, D / heads]."""
         both = self.key_value(tokens)
-        width = both.shape[1] // 2
-        return self.split(both[:, :width]), self.split(both[:, width:])
+        width = both.shape[-1] // 2
+        return self.split(both[..., :width]), self.split(both[..., width:])
 
 
 class IntegerTransformer:
@@ -227,29 +236,30 @@ class IntegerTransformer:
         return _round(x * ratio, NORM_SHIFT, -ACTIVATION_MAX, ACTIVATION_MAX)
 
     def _attend(self, q: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
-        """q: [heads, n, d], keys and values [heads, L, d] -> [n, D]."""
-        score = q @ keys.transpose(0, 2, 1)  # [heads, n, L]
+        """q: [..., heads, n, d], keys and values [..., heads, L, d] -> [..., n, D]."""
+        score = q @ keys.swapaxes(-1, -2)  # [..., heads, n, L]
         score *= np.float32(0.5**SCORE_SHIFT)
         score += np.float32(0.5)
         np.floor(score, out=score)
         np.subtract(score.max(axis=-1, keepdims=True), score, out=score)
-        weight = self._exp.take(score.astype(np.uint16), mode="clip")  # [heads, n, L]
-        total = weight @ np.ones((weight.shape[-1], 1), np.float32)  # [heads, n, 1]
-        mean = weight @ values  # [heads, n, d]
+        weight = self._exp.take(score.astype(np.uint16), mode="clip")  # [..., heads, n, L]
+        total = weight @ np.ones((weight.shape[-1], 1), np.float32)  # [..., heads, n, 1]
+        mean = weight @ values  # [..., heads, n, d]
         mean *= np.float32(4)
         mean += total
         mean /= total + total
         np.floor(mean, out=mean)
-        return np.ascontiguousarray(mean.transpose(1, 0, 2)).reshape(q.shape[1], -1)
+        mean = np.ascontiguousarray(mean.swapaxes(-3, -2))  # [..., n, heads, d]
+        return mean.reshape(*mean.shape[:-2], -1)
 
     def _through(self, block: _Block, x: FloatArray, memory: Memory, at: int, own: bool) -> None:
-        """One block; x [n, D] is changed in place. `own`: the tokens also ask each other."""
+        """One block; x [..., n, D] is changed in place. `own`: the tokens also ask each other."""
         y = self._norm(x)
         keys, values = memory.read(at)
         if own:
             own_keys, own_values = block.keys_values(y)
-            keys = np.concatenate((keys, own_keys), axis=1)
-            values = np.concatenate((values, own_values), axis=1)
+            keys = np.concatenate((keys, own_keys), axis=-2)
+            values = np.concatenate((values, own_values), axis=-2)
         x += block.out(self._attend(block.split(block.query(y)), keys, values))
         self._limit(x)
         x += block.down(block.hidden(self._norm(x)))
@@ -261,19 +271,19 @@ class IntegerTransformer:
 
     # -- memory
 
-    def start(self, rate: int, spatial: bool) -> Memory:
-        """A memory that holds the start token."""
+    def start(self, rate: int, spatial: bool, faces: tuple[int, ...] = ()) -> Memory:
+        """A memory that holds the start token; `faces`: leading axes of what is coded at once."""
         memory = Memory(len(self.spatial_blocks if spatial else self.vector_blocks))
-        self._store(memory, self._start[rate - 1][None], spatial)
+        token = self._start[rate - 1]
+        self._store(memory, np.broadcast_to(token, (*faces, 1, len(token))), spatial)
         return memory
 
     def remember(
         self, memory: Memory, activations: FloatArray, first: int, rate: int, spatial: bool
     ) -> None:
-        """Add known tokens. activations: [n, 8] of the tokens from number `first` on."""
-        places = slice(first, first + len(activations))
-        total = np.matmul(activations[:, None, :], self._embed.weight[places])[:, 0]  # [n, D]
-        total += self._embed.bias[places]
+        """Add known tokens. activations: [..., n, 8] of the tokens from number `first` on."""
+        places = slice(first, first + activations.shape[-2])
+        total = self._embed.sums(activations, places)  # [..., n, D]
         total += self._embed_rate[rate - 1]
         self._store(memory, _round(total, SHIFT, 0, ACTIVATION_MAX), spatial)
 
@@ -289,14 +299,15 @@ class IntegerTransformer:
     def vector_step(
         self, memory: Memory, name: str, known: FloatArray, tokens: slice, rate: int
     ) -> tuple[FloatArray, FloatArray]:
-        """u and v [8 n] of the symbols of `tokens`; `known`: all activations so far [K]."""
+        """u and v [..., 8 n] of the symbols of `tokens`; `known`: activations so far [..., K]."""
         x = self._place[tokens] + self._rate[rate - 1]  # [n, D]
+        x = np.broadcast_to(x, (*known.shape[:-1], *x.shape)).copy()
         for i, block in enumerate(self.vector_blocks):
             self._through(block, x, memory, i, own=False)
-        law = self._head.each(self._norm(x), tokens)  # [n, 2 * 8]
-        half = law.shape[1] // 2
-        u = law[:, :half].reshape(-1) + self._around[name](known[None])[0]
-        return np.clip(u, -LAW_MAX, LAW_MAX), law[:, half:].reshape(-1)
+        law = self._head.each(self._norm(x), tokens)  # [..., n, 2 * 8]
+        half = law.shape[-1] // 2
+        u, v = (part.reshape(*known.shape[:-1], -1) for part in (law[..., :half], law[..., half:]))
+        return np.clip(u + self._around[name](known), -LAW_MAX, LAW_MAX), v
 
     def spatial_step(
         self, memory: Memory, step: int, window: FloatArray, rate: int

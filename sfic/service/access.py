@@ -31,6 +31,7 @@ _ANALYTICS: Final = frozenset[Role]({"analytics", "admin"})
 _DECODER: Final = frozenset[Role]({"decoder", "admin"})
 _OPERATOR: Final = frozenset[Role]({"operator", "admin"})
 _RESULTS: Final = frozenset[Role]({"analytics", "operator", "admin"})
+_FOLLOWERS: Final = frozenset[Role]({"analytics", "decoder", "admin"})
 _ADMIN: Final = frozenset[Role]({"admin"})
 _EVERYONE: Final = frozenset[Role](ROLES)
 
@@ -38,16 +39,23 @@ ACCESS: Final[Mapping[str, frozenset[Role]]] = {
     "/sfic.v1.EdgeIngest/StreamFrames": _CAMERA,
     "/sfic.v1.BasicLayerFeed/Subscribe": _ANALYTICS,
     "/sfic.v1.LayerStore/FetchLayers": _DECODER,
+    "/sfic.v1.LayerStore/FetchKeys": _DECODER,
+    "/sfic.v1.EdgeControl/CreateGrant": _OPERATOR,
+    "/sfic.v1.EdgeControl/ListGrants": _OPERATOR,
+    "/sfic.v1.EdgeControl/RevokeGrant": _OPERATOR,
+    "/sfic.v1.EdgeControl/Forget": _ADMIN,
+    "/sfic.v1.EdgeControl/FollowForgotten": _FOLLOWERS,
+    "/sfic.v1.EdgeControl/ReadAudit": _ADMIN,
     "/sfic.v1.Analytics/SubscribeResults": _RESULTS,
     "/sfic.v1.Analytics/SearchFaces": _OPERATOR,
     "/sfic.v1.Analytics/ListVisits": _OPERATOR,
-    "/sfic.v1.Analytics/PutWatchlist": _ADMIN,
+    "/sfic.v1.Analytics/PutWatchlist": _OPERATOR,
     "/sfic.v1.Analytics/ListWatchlists": _OPERATOR,
-    "/sfic.v1.Analytics/RemoveWatchlist": _ADMIN,
+    "/sfic.v1.Analytics/RemoveWatchlist": _OPERATOR,
     "/sfic.v1.Analytics/PutWatchlistEntry": _OPERATOR,
     "/sfic.v1.Analytics/ListWatchlistEntries": _OPERATOR,
     "/sfic.v1.Analytics/RemoveWatchlistEntry": _OPERATOR,
-    "/sfic.v1.Analytics/SubscribeAlerts": _RESULTS,
+    "/sfic.v1.Analytics/SubscribeAlerts": _OPERATOR,
     "/sfic.v1.CloudDecoder/Reconstruct": _OPERATOR,
     "/sfic.v1.CloudDecoder/GetDecoderInfo": _OPERATOR,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _EVERYONE,

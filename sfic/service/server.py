@@ -83,6 +83,9 @@ class ServiceServer:
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", int(settings.handshake_seconds * 1000)),
+                ("grpc.max_connection_idle_ms", 600_000),
+                ("grpc.http2.max_ping_strikes", 2),
             ],
             maximum_concurrent_rpcs=settings.max_calls,
         )

@@ -106,6 +106,13 @@ class ServiceSettings(BaseModel):
         title="Calls at once on one connection",
         description="Further ones wait.",
     )
+    handshake_seconds: float = Field(
+        10.0,
+        gt=0.0,
+        le=300.0,
+        title="Time for a new connection to say that it speaks gRPC, in seconds",
+        description="One that is slower is closed; so is one without a call for ten minutes.",
+    )
     max_calls: int = Field(
         1024,
         ge=1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ class Database:
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="sqlite-read")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _make_private(path)
             self._writer.submit(self._migrate, migrations).result()
         except OSError as error:
             self.close()
@@ -87,6 +89,20 @@ class Database:
                 raise
             connection.execute("COMMIT")
             return result
+
+    async def scrub(self) -> None:
+        """Leave nothing of what was deleted in the files: overwrite it, and empty the log.
+
+        Raises `StorageError` when readers keep the log from being emptied for half a minute.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer, self._empty_log)
+
+    def _empty_log(self) -> None:
+        with self._errors():
+            busy, _, _ = self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StorageError(f"{self.path}: readers keep what was deleted in its log")
 
     def close(self) -> None:
         """Finish what was asked for, then close; waits."""
@@ -152,3 +168,12 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise StorageError(f"{self.path}: {error}") from error
+
+
+def _make_private(path: Path) -> None:
+    """Make the file, or the one that is there, readable by its owner alone.
+
+    SQLite gives its log and its index the mode of the database.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    path.chmod(0o600)

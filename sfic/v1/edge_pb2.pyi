@@ -74,36 +74,46 @@ class FrameError(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("camera_ids", "after_cursor", "live_only", "min_face_score")
+    __slots__ = ("camera_ids", "after_cursor", "live_only", "min_face_score", "sealed", "log_id")
     CAMERA_IDS_FIELD_NUMBER: _ClassVar[int]
     AFTER_CURSOR_FIELD_NUMBER: _ClassVar[int]
     LIVE_ONLY_FIELD_NUMBER: _ClassVar[int]
     MIN_FACE_SCORE_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
     camera_ids: _containers.RepeatedScalarFieldContainer[str]
     after_cursor: int
     live_only: bool
     min_face_score: float
-    def __init__(self, camera_ids: _Optional[_Iterable[str]] = ..., after_cursor: _Optional[int] = ..., live_only: _Optional[bool] = ..., min_face_score: _Optional[float] = ...) -> None: ...
+    sealed: bool
+    log_id: str
+    def __init__(self, camera_ids: _Optional[_Iterable[str]] = ..., after_cursor: _Optional[int] = ..., live_only: _Optional[bool] = ..., min_face_score: _Optional[float] = ..., sealed: _Optional[bool] = ..., log_id: _Optional[str] = ...) -> None: ...
 
 class SubscribeResponse(_message.Message):
-    __slots__ = ("cursor", "face", "basic", "faces_missed")
+    __slots__ = ("cursor", "face", "basic", "faces_missed", "key", "log_id")
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     FACE_FIELD_NUMBER: _ClassVar[int]
     BASIC_FIELD_NUMBER: _ClassVar[int]
     FACES_MISSED_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
     cursor: int
     face: _common_pb2.FaceInfo
     basic: bytes
     faces_missed: int
-    def __init__(self, cursor: _Optional[int] = ..., face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., basic: _Optional[bytes] = ..., faces_missed: _Optional[int] = ...) -> None: ...
+    key: bytes
+    log_id: str
+    def __init__(self, cursor: _Optional[int] = ..., face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., basic: _Optional[bytes] = ..., faces_missed: _Optional[int] = ..., key: _Optional[bytes] = ..., log_id: _Optional[str] = ...) -> None: ...
 
 class FetchLayersRequest(_message.Message):
-    __slots__ = ("face_ids", "layers")
+    __slots__ = ("face_ids", "layers", "sealed")
     FACE_IDS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
     face_ids: _containers.RepeatedScalarFieldContainer[str]
     layers: _containers.RepeatedScalarFieldContainer[_common_pb2.Layer]
-    def __init__(self, face_ids: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[_common_pb2.Layer, str]]] = ...) -> None: ...
+    sealed: bool
+    def __init__(self, face_ids: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[_common_pb2.Layer, str]]] = ..., sealed: _Optional[bool] = ...) -> None: ...
 
 class FetchLayersResponse(_message.Message):
     __slots__ = ("faces",)
@@ -121,3 +131,33 @@ class FetchLayersResponse(_message.Message):
     FACES_FIELD_NUMBER: _ClassVar[int]
     faces: _containers.RepeatedCompositeFieldContainer[FetchLayersResponse.Face]
     def __init__(self, faces: _Optional[_Iterable[_Union[FetchLayersResponse.Face, _Mapping]]] = ...) -> None: ...
+
+class FetchKeysRequest(_message.Message):
+    __slots__ = ("face_id", "highest", "on_behalf_of", "purpose")
+    FACE_ID_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_FIELD_NUMBER: _ClassVar[int]
+    ON_BEHALF_OF_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    face_id: str
+    highest: _common_pb2.Layer
+    on_behalf_of: str
+    purpose: str
+    def __init__(self, face_id: _Optional[str] = ..., highest: _Optional[_Union[_common_pb2.Layer, str]] = ..., on_behalf_of: _Optional[str] = ..., purpose: _Optional[str] = ...) -> None: ...
+
+class LayerKey(_message.Message):
+    __slots__ = ("layer", "key")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    layer: _common_pb2.Layer
+    key: bytes
+    def __init__(self, layer: _Optional[_Union[_common_pb2.Layer, str]] = ..., key: _Optional[bytes] = ...) -> None: ...
+
+class FetchKeysResponse(_message.Message):
+    __slots__ = ("keys", "refusal", "grant_id")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    GRANT_ID_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedCompositeFieldContainer[LayerKey]
+    refusal: str
+    grant_id: str
+    def __init__(self, keys: _Optional[_Iterable[_Union[LayerKey, _Mapping]]] = ..., refusal: _Optional[str] = ..., grant_id: _Optional[str] = ...) -> None: ...

@@ -195,6 +195,11 @@ class LayerStoreStub:
                 request_serializer=sfic_dot_v1_dot_edge__pb2.FetchLayersRequest.SerializeToString,
                 response_deserializer=sfic_dot_v1_dot_edge__pb2.FetchLayersResponse.FromString,
                 _registered_method=True)
+        self.FetchKeys = channel.unary_unary(
+                '/sfic.v1.LayerStore/FetchKeys',
+                request_serializer=sfic_dot_v1_dot_edge__pb2.FetchKeysRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_edge__pb2.FetchKeysResponse.FromString,
+                _registered_method=True)
 
 
 class LayerStoreServicer:
@@ -209,6 +214,14 @@ class LayerStoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchKeys(self, request, context):
+        """Returns the keys that open the sealed layers of a face: of basic always, of higher layers as far
+        as a grant reaches. Every call is on the edge's audit log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LayerStoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -216,6 +229,11 @@ def add_LayerStoreServicer_to_server(servicer, server):
                     servicer.FetchLayers,
                     request_deserializer=sfic_dot_v1_dot_edge__pb2.FetchLayersRequest.FromString,
                     response_serializer=sfic_dot_v1_dot_edge__pb2.FetchLayersResponse.SerializeToString,
+            ),
+            'FetchKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchKeys,
+                    request_deserializer=sfic_dot_v1_dot_edge__pb2.FetchKeysRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_edge__pb2.FetchKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -246,6 +264,33 @@ class LayerStore:
             '/sfic.v1.LayerStore/FetchLayers',
             sfic_dot_v1_dot_edge__pb2.FetchLayersRequest.SerializeToString,
             sfic_dot_v1_dot_edge__pb2.FetchLayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sfic.v1.LayerStore/FetchKeys',
+            sfic_dot_v1_dot_edge__pb2.FetchKeysRequest.SerializeToString,
+            sfic_dot_v1_dot_edge__pb2.FetchKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,
