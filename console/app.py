@@ -20,7 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from console import queries, system
+from console import control, queries, system
 from console.guard import Guard, allowed_hosts
 from console.live import follow
 from console.messages import SearchForm, face_json
@@ -29,7 +29,7 @@ from console.pictures import Pictures, picture_request
 from console.queries import search
 from console.sessions import COOKIE, Sessions
 from console.settings import ConsoleSettings
-from sfic.errors import LimitExceeded, SficError, Unauthenticated
+from sfic.errors import InvalidInput, LimitExceeded, SficError, Unauthenticated
 
 __all__ = ["WEB", "create_app"]
 
@@ -237,6 +237,32 @@ def create_app(
         picture = await pictures.keepsake(asked, who)
         name = f'attachment; filename="sfic-{face_id}.png"'
         return Response(picture, media_type="image/png", headers={"Content-Disposition": name})
+
+    @app.post("/api/faces/{face_id}/grant")
+    async def grant_face(
+        face_id: str, purpose: Annotated[str, Body(embed=True, max_length=200)], who: Who
+    ) -> dict[str, Any]:
+        await control.create_grant(peers, who, face_id, purpose, settings.grant_hours)
+        return {}
+
+    @app.get("/api/grants")
+    async def grants(who: Who) -> list[dict[str, Any]]:
+        return await control.grants(peers, who)
+
+    @app.delete("/api/grants/{grant_id}")
+    async def revoke_grant(grant_id: str, edge: str, who: Who) -> dict[str, Any]:
+        if edge not in peers.controls:
+            raise InvalidInput(f"edge: {edge!r} is none of ours", field="edge")
+        await control.revoke_grant(peers, who, edge, grant_id)
+        return {}
+
+    @app.post("/api/forget")
+    async def forget(form: Annotated[control.ForgetForm, Body()], who: Who) -> dict[str, Any]:
+        return {"faces": await control.forget(peers, who, form)}
+
+    @app.get("/api/audit")
+    async def audit(who: Who) -> list[dict[str, Any]]:
+        return await control.audit(peers, who)
 
     @app.get("/api/system")
     async def state(who: Who) -> dict[str, Any]:

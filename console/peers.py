@@ -21,7 +21,7 @@ from sfic.errors import AccessDenied
 from sfic.roles import Role
 from sfic.service.access import ACCESS
 from sfic.service.client import open_channel, sfic_errors
-from sfic.v1 import analytics_pb2, analytics_pb2_grpc, decoder_pb2_grpc
+from sfic.v1 import analytics_pb2, analytics_pb2_grpc, control_pb2_grpc, decoder_pb2_grpc
 
 __all__ = ["Caller", "Health", "Peers"]
 
@@ -80,6 +80,12 @@ class Peers:
             ("analytics", settings.analytics, channel(settings.analytics)),
             ("decoder", settings.decoder, channel(settings.decoder)),
         ]
+        self.controls = {
+            address: control_pb2_grpc.EdgeControlStub(opened)
+            for kind, address, opened in self._channels
+            if kind == "edge"
+        }
+        """Control of each edge, by its address."""
         by_kind = {kind: opened for kind, _, opened in self._channels}
         self.analytics = analytics_pb2_grpc.AnalyticsStub(by_kind["analytics"])
         self.decoder = decoder_pb2_grpc.CloudDecoderStub(by_kind["decoder"])

@@ -68,7 +68,7 @@ class ConsoleSettings(ServiceSettings):
         ("127.0.0.1:50051",),
         max_length=1000,
         title="Addresses of the edges",
-        description="For the System view's health checks.",
+        description="For health checks, grants, forgetting and the audit log.",
     )
     analytics: str = Field("127.0.0.1:50052", title="Address of analytics")
     decoder: str = Field("127.0.0.1:50053", title="Address of the decoder")
@@ -85,6 +85,12 @@ class ConsoleSettings(ServiceSettings):
     )
     answer_seconds: float = Field(
         60.0, gt=0.0, le=600.0, title="Longest wait for a service's answer, in seconds"
+    )
+    grant_hours: float = Field(
+        1.0,
+        gt=0.0,
+        le=8760.0,
+        title="How long a grant holds that is made on a face's page, in hours",
     )
     preview_size: int = Field(
         128,

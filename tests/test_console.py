@@ -229,6 +229,42 @@ async def test_system_tells_health_figures_and_cameras(rig: Rig) -> None:
         assert cameras == {"door": 2, "gate": 1}
 
 
+async def test_grants_forgetting_and_the_audit_log(rig: Rig) -> None:
+    kept, other = await rig.keep(2)
+    async with client_of(rig.console) as client:
+        for grant in (await client.get("/api/grants")).json():
+            path = f"/api/grants/{grant['id']}"
+            assert (await client.delete(path, params={"edge": "x:1"})).status_code == 400
+            gone = await client.delete(path, params={"edge": grant["edge"]})
+            assert gone.status_code == 200
+        form = {"purpose": "Fall 7", "size": "128"}
+        answer = await client.post(f"/api/faces/{kept}/levels", data=form)
+        basic, refused = map(json.loads, answer.text.splitlines())
+        assert basic["level"] == "basic" and refused["error"]["code"] == "ACCESS_DENIED"
+
+        granted = await client.post(f"/api/faces/{kept}/grant", json={"purpose": "Fall 7"})
+        assert granted.status_code == 200, granted.text
+        answer = await client.post(f"/api/faces/{kept}/levels", data=form)
+        assert len(answer.text.splitlines()) == 3
+        (grant,) = (await client.get("/api/grants")).json()
+        assert (grant["face"], grant["purpose"]) == (kept, "Fall 7")
+
+        order = {"face_ids": [kept], "reason": "asked for by the person"}
+        assert (await client.post("/api/forget", json=order)).json() == {"faces": 1}
+        assert (
+            await client.post("/api/forget", json={"reason": "nothing named"})
+        ).status_code == 400
+        (log,) = (await client.get("/api/audit")).json()
+        assert log["problems"] == [] and log["lines"] >= 3
+        assert any("asked for by the person" in line["why"] for line in log["newest"])
+
+        async def only_other() -> bool:
+            hits = (await client.post("/api/search", json={})).json()["hits"]
+            return [hit["id"] for hit in hits] == [other]
+
+        await eventually(only_other)
+
+
 async def test_system_works_when_nothing_else_does() -> None:
     away = {"edges": [free_address()], "analytics": free_address(), "decoder": free_address()}
     settings = console_settings(**away, metrics_pages=[free_address()])

@@ -321,13 +321,14 @@ async def test_people_sign_in_and_get_no_more_than_their_role(
         (cookie,) = await page.context.cookies()
         assert cookie.get("httpOnly") and cookie.get("sameSite") == "Strict"
         assert "ada" not in str(await page.evaluate("JSON.stringify(localStorage)"))
-        await page.get_by_role("link", name="Alerts").click()
-        await expect(page.locator(".lists")).to_contain_text("no watchlist")
-        await expect(page.get_by_text("New watchlist")).to_have_count(0)
-        refused = await page.request.put(
-            f"{rig.console.url}/api/watchlists/x",
+        await page.get_by_role("link", name="System").click()
+        await expect(page.locator(".figure").first).to_be_visible()
+        await expect(page.get_by_role("heading", name="Grants")).to_be_visible()
+        await expect(page.get_by_role("heading", name="Forget")).to_have_count(0)
+        refused = await page.request.post(
+            f"{rig.console.url}/api/forget",
             headers={"X-Sfic-Console": "1"},
-            data={"purpose": "x", "threshold": 0.5},
+            data={"camera": "door", "reason": "x"},
         )
         assert (refused.status, (await refused.json())["code"]) == (403, "ACCESS_DENIED")
         await page.get_by_role("button", name="Sign out").click()

@@ -9,11 +9,10 @@ import { clock, moment, number, t } from './i18n.js';
 const EVERY_MS = 3000;
 const MOST_ALERTS = 2000;
 
-export function alertsView(session) {
+export function alertsView() {
   let cursor = 0;
   let alerts = [];
   let closed = false;
-  const mayChange = session.roles.includes('admin');
 
   const grid = new Grid({ draw: (alert) => faceCard(alert.face, { similarity: alert.similarity, label: `${alert.label} · ${alert.watchlist}` }), label: t('alerts.title') });
   const facts = h('span', { class: 'facts', role: 'status' });
@@ -83,7 +82,7 @@ export function alertsView(session) {
   function listBox(list) {
     return h('section', { class: 'panel-box' },
       h('div', { class: 'service-head' }, h('h2', {}, list.id), h('span', { class: 'chip' }, t('alerts.threshold', { value: number(list.threshold, 2) })),
-        mayChange ? button(t('alerts.remove', { name: list.id }), { icon: 'bin', kind: 'ghost push', quiet: true, onclick: () => remove(path(list.id)) }) : null),
+        button(t('alerts.remove', { name: list.id }), { icon: 'bin', kind: 'ghost push', quiet: true, onclick: () => remove(path(list.id)) })),
       h('p', { class: 'faint' }, list.purpose),
       h('ul', { class: 'entries' }, list.entries.map((entry) => h('li', {},
         h('span', {}, h('strong', {}, entry.label), h('span', { class: 'faint' }, entry.outdated ? ` ${t('alerts.entry.outdated')}` : entry.expires ? ` ${t('alerts.entry.until', { time: moment(entry.expires) })}` : '')),
@@ -108,7 +107,7 @@ export function alertsView(session) {
 
   async function drawLists() {
     const found = await get('/api/watchlists');
-    lists.replaceChildren(...found.map(listBox), ...(mayChange ? [newList()] : []), ...(found.length || mayChange ? [] : [h('p', { class: 'faint' }, t('alerts.no_lists'))]));
+    lists.replaceChildren(...found.map(listBox), newList());
   }
 
   attempt(drawLists);

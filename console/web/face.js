@@ -1,6 +1,6 @@
 // One face: why it is wanted, then its picture as it sharpens, and what is known of it.
 
-import { blob, facePath, get, lines } from './api.js';
+import { blob, facePath, get, lines, post } from './api.js';
 import { announce, button, h, icon, styled, svg } from './dom.js';
 import { described } from './estimates.js';
 import { bytes, duration, moment, number, percent, t } from './i18n.js';
@@ -118,7 +118,14 @@ export function faceView(id) {
 
   function fail(code, message) {
     const note = h('div', { class: 'note bad', role: 'alert' }, icon('alert'), h('span', {}, message), h('code', {}, code),
-      button(t('face.again'), { onclick: () => { note.remove(); askPurpose(); } }));
+      code === 'ACCESS_DENIED' && levels.size ? button(t('face.grant'), { onclick: async (event) => {
+        event.currentTarget.disabled = true;
+        try {
+          await post(facePath(id, '/grant'), { purpose });
+          note.remove();
+          await reconstruct();
+        } catch (error) { note.remove(); fail(error.code, error.words ?? error.message); }
+      } }) : button(t('face.again'), { onclick: () => { note.remove(); askPurpose(); } }));
     if (levels.size) under.before(note);
     else {
       askPurpose();

@@ -14,8 +14,8 @@ import { systemView } from './system.js';
 const VIEWS = {
   live: () => liveView(),
   search: (_, parameters) => searchView(parameters),
-  alerts: () => alertsView(session),
-  system: () => systemView(),
+  alerts: () => alertsView(),
+  system: () => systemView(session),
   face: (id) => faceView(id),
 };
 const PLACES = ['live', 'search', 'alerts', 'system'];
