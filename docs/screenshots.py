@@ -24,6 +24,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from sfic.codec import Codec
 from sfic.entropy.coder import ESCAPE_BELOW
 from sfic.entropy.model import LayerSymbols
+from sfic.grants import grant_all_faces
 from sfic.locations import demo_photograph
 from sfic.processes import ServiceGroup, free_address
 from sfic.service.client import open_channel
@@ -236,6 +237,7 @@ async def main(to: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="sfic-shots-") as folder:
         group, at = start_services(Path(folder))
         with group:
+            await grant_all_faces(at["edge"], "screenshots of the documentation", 1.0)
             await look_for(at["analytics"], people)
             ids = sorted(await send(at["edge"], frames))  # ULIDs sort by time of capture
             await asyncio.wait_for(analysed(at["analytics"], ids), 120)
