@@ -105,7 +105,7 @@ async def look_for(analytics: str, people: Sequence[tuple[str, bytes]]) -> None:
         watchlist = analytics_pb2.Watchlist(
             watchlist_id="missing",
             purpose="Missing persons, court order 2041/26",
-            threshold=0.6,
+            threshold=0.9,
         )
         await stub.PutWatchlist(analytics_pb2.PutWatchlistRequest(watchlist=watchlist))
         for label, picture in people:

@@ -93,7 +93,7 @@ export function alertsView() {
   function newList() {
     const name = h('input', { required: true, pattern: '[A-Za-z0-9._-]{1,64}', autocomplete: 'off' });
     const purpose = h('input', { required: true, maxlength: '200', autocomplete: 'off' });
-    const threshold = h('input', { type: 'number', min: '0', max: '1', step: '0.01', value: '0.6', required: true });
+    const threshold = h('input', { type: 'number', min: '0', max: '1', step: '0.01', value: '0.8', required: true });
     const field = (label, control) => h('label', { class: 'field' }, h('span', { class: 'field-label' }, label), control);
     return h('details', { class: 'panel-box' }, h('summary', {}, t('alerts.new_list')), h('form', { class: 'filter-fields', onsubmit: (event) => {
       event.preventDefault();
