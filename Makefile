@@ -10,12 +10,13 @@ TRAIN := $(VENV)/.installed-train
 PICTURE ?=
 TESTS ?= tests
 
-.PHONY: help demo test lint types proto proto-check proto-baseline bench models requirements clean
+.PHONY: help demo test lint types docs proto proto-check proto-baseline bench models requirements clean
 
 help:
 	@echo "make demo [PICTURE=photo.jpg]  encode, analyse and reconstruct a face with the three services"
 	@echo "make test [TESTS=tests/...]    run the tests"
 	@echo "make lint | types              ruff | mypy"
+	@echo "make docs                      build the documentation's site into site/"
 	@echo "make proto | proto-check       regenerate the gRPC stubs | lint and wire compatibility (needs npm)"
 	@echo "make bench                     run the benchmarks"
 	@echo "make models                    rebuild the weights in models/ (installs torch)"
@@ -32,6 +33,9 @@ lint: $(DEV)
 
 types: $(DEV)
 	$(BIN)/mypy
+
+docs: $(DEV)
+	$(BIN)/python -m mkdocs build --strict
 
 proto: $(DEV)
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/sfic/v1/*.proto
@@ -81,8 +85,8 @@ requirements:
 	test -x $(VENV)-lock/bin/uv || ($(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv)
 	echo "torch==2.13.0; python_version < '3'" > $(VENV)-lock/without-torch.txt
 	printf 'hatchling\neditables\n' | $(UV) - -o requirements/build.txt
-	$(UV) pyproject.toml --extra cpu -o requirements/cpu.txt
-	$(UV) pyproject.toml --extra gpu -o requirements/gpu.txt
+	$(UV) pyproject.toml --extra cpu --extra console -o requirements/cpu.txt
+	$(UV) pyproject.toml --extra gpu --extra console -o requirements/gpu.txt
 	$(UV) pyproject.toml --extra cpu --extra dev --extra console --extra export \
 		--extra nats --extra docs -o requirements/dev.txt
 	$(UV) pyproject.toml --extra cpu --extra dev --extra console --extra export \
@@ -90,4 +94,4 @@ requirements:
 		--overrides $(VENV)-lock/without-torch.txt -o requirements/train.txt
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock out build site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""`sfic demo`: three services on loopback, photographs in, analysed and reconstructed faces out.
+"""`sfic demo`: the services on loopback, photographs in, analysed and reconstructed faces out.
 
 What belongs here: the demo's own story, seen from outside the services as a camera, an analytics
 subscriber and an operator see them. Its table and pictures are in `sfic.demo_report`.
@@ -11,6 +11,7 @@ subscriber and an operator see them. Its table and pictures are in `sfic.demo_re
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -85,18 +86,29 @@ class _Addresses:
     edge: str
     analytics: str
     decoder: str
+    console: str
+    """Empty: no console."""
 
 
-def run(source: Path | None, output: Path, *, rate: int = 5, provider: str = "auto") -> None:
+def run(
+    source: Path | None,
+    output: Path,
+    *,
+    rate: int = 5,
+    provider: str = "auto",
+    console: bool = False,
+) -> None:
     """Run the demo on a picture, a folder of pictures, or the photograph that ships along.
 
-    Writes pictures under `output` and prints a table. Raises NoFaceFound when no picture has a
-    face, InvalidInput when there is no picture, and what the services raise.
+    Writes pictures under `output` and prints a table. With `console` it then prints the address of
+    the operators' page and serves it until it is interrupted. Raises NoFaceFound when no picture
+    has a face, InvalidInput when there is no picture, and what the services raise.
     """
     pictures = _pictures(source)
-    console = Console()
+    terminal = Console()
     started = time.monotonic()
-    addresses = _Addresses(free_address(), free_address(), free_address())
+    page = free_address() if console else ""
+    addresses = _Addresses(free_address(), free_address(), free_address(), page)
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -105,18 +117,24 @@ def run(source: Path | None, output: Path, *, rate: int = 5, provider: str = "au
         console=Console(stderr=True),
         transient=True,
     )
-    with tempfile.TemporaryDirectory(prefix="sfic-demo-") as folder, progress:
-        with _start(addresses, Path(folder), rate, provider) as services:
-            task = progress.add_task("starting edge, analytics, decoder", total=3)
+    with (
+        tempfile.TemporaryDirectory(prefix="sfic-demo-") as folder,
+        _start(addresses, Path(folder), rate, provider) as services,
+    ):
+        with progress:
+            task = progress.add_task("starting the services", total=4 if console else 3)
             services.wait_ready(_START_SECONDS, lambda name: progress.advance(task))
             start_seconds = time.monotonic() - started
             frames = asyncio.run(_tell_story(addresses, pictures, progress))
-        if not any(frame.faces for frame in frames):
-            raise NoFaceFound(f"no face found in {source or pictures[0]}")
-        progress.add_task("writing pictures", total=None)
-        written = write_pictures(frames, output)
-    print_table(console, frames, start_seconds)
-    console.print(f"wrote {', '.join(str(path) for path in written)}", soft_wrap=True)
+            if not any(frame.faces for frame in frames):
+                raise NoFaceFound(f"no face found in {source or pictures[0]}")
+            progress.add_task("writing pictures", total=None)
+            written = write_pictures(frames, output)
+        print_table(terminal, frames, start_seconds)
+        terminal.print(f"wrote {', '.join(str(path) for path in written)}", soft_wrap=True)
+        if console:
+            terminal.print(f"look at the faces: http://{page}   (Ctrl-C ends the demo)")
+            services.wait_for_any()
 
 
 def _pictures(source: Path | None) -> list[Path]:
@@ -133,7 +151,9 @@ def _pictures(source: Path | None) -> list[Path]:
 def _start(addresses: _Addresses, folder: Path, rate: int, provider: str) -> ServiceGroup:
     """Start the services with all they keep in `folder`."""
     services = ServiceGroup(log_directory=folder)
-    common = ["--metrics-listen=", f"--provider={provider}", "--log-format=json"]
+    # Only the console reads metrics.
+    pages = [free_address() for _ in range(3)] if addresses.console else ["", "", ""]
+    common = [f"--provider={provider}", "--log-format=json"]
     try:
         services.start(
             "edge",
@@ -141,6 +161,7 @@ def _start(addresses: _Addresses, folder: Path, rate: int, provider: str) -> Ser
             [
                 *common,
                 f"--listen={addresses.edge}",
+                f"--metrics-listen={pages[0]}",
                 f"--data-dir={folder / 'edge'}",
                 f"--rate={rate}",
             ],
@@ -151,6 +172,7 @@ def _start(addresses: _Addresses, folder: Path, rate: int, provider: str) -> Ser
             [
                 *common,
                 f"--listen={addresses.analytics}",
+                f"--metrics-listen={pages[1]}",
                 f'--edges=["{addresses.edge}"]',
                 f"--database={folder / 'analytics.sqlite'}",
             ],
@@ -158,8 +180,28 @@ def _start(addresses: _Addresses, folder: Path, rate: int, provider: str) -> Ser
         services.start(
             "decoder",
             addresses.decoder,
-            [*common, f"--listen={addresses.decoder}", f"--edge={addresses.edge}"],
+            [
+                *common,
+                f"--listen={addresses.decoder}",
+                f"--metrics-listen={pages[2]}",
+                f"--edge={addresses.edge}",
+            ],
         )
+        if addresses.console:
+            services.start(
+                "console",
+                addresses.console,
+                [
+                    "--metrics-listen=",
+                    "--log-format=json",
+                    f"--listen={addresses.console}",
+                    f'--edges=["{addresses.edge}"]',
+                    f"--analytics={addresses.analytics}",
+                    f"--decoder={addresses.decoder}",
+                    f"--metrics-pages={json.dumps(pages)}",
+                ],
+                page=True,
+            )
     except BaseException:
         services.stop()
         raise

@@ -1,4 +1,4 @@
-"""The three services as child processes: start, wait until they take calls, stop.
+"""The services as child processes: start, wait until they take calls, stop.
 
 What belongs here: what `sfic serve all` and `sfic demo` share. The services are started as a user
 starts them (`sfic serve NAME`) and asked over their own health checks; nothing of them is imported.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sfic.errors import SficError, Unavailable
-from sfic.healthcheck import serves
+from sfic.healthcheck import serves, serves_page
 from sfic.service.identity import Identity
 
 __all__ = ["ServiceGroup", "free_address"]
@@ -33,7 +33,14 @@ class _Child:
     process: subprocess.Popen[bytes]
     log: Path | None
     identity: Identity | None = None
+    page: bool = False
     ready: bool = False
+
+    def serves(self) -> bool:
+        if self.page:
+            tls = self.identity is not None and self.identity.ca is not None
+            return serves_page(self.address, 0.5, tls)
+        return serves(self.address, 0.5, self.identity)
 
 
 class ServiceGroup:
@@ -51,10 +58,11 @@ class ServiceGroup:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         identity: Identity | None = None,
+        page: bool = False,
     ) -> None:
         """Start `sfic serve NAME ARGUMENTS`, which is to take calls on `address`.
 
-        `identity`: as whom its health is asked; None: without TLS.
+        `identity`: as whom its health is asked; None: without TLS. `page`: it is asked as a page.
         """
         log = self._log_directory / f"{name}.log" if self._log_directory else None
         with contextlib.ExitStack() as stack:
@@ -66,7 +74,7 @@ class ServiceGroup:
                 stderr=stderr,
                 env={**os.environ, **(environment or {})},
             )
-        self._children.append(_Child(name, address, process, log, identity))
+        self._children.append(_Child(name, address, process, log, identity, page))
 
     def wait_ready(
         self, timeout_seconds: float, on_ready: Callable[[str], None] = lambda name: None
@@ -79,9 +87,7 @@ class ServiceGroup:
         while not all(child.ready for child in self._children):
             self.check()
             for child in self._children:
-                if not child.ready and serves(
-                    child.address, timeout_seconds=0.5, identity=child.identity
-                ):
+                if not child.ready and child.serves():
                     child.ready = True
                     on_ready(child.name)
             if time.monotonic() > deadline:

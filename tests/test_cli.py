@@ -22,14 +22,14 @@ from PIL import Image
 
 from sfic.cli import main
 from sfic.container import read_container
-from sfic.healthcheck import serves
+from sfic.healthcheck import serves, serves_page
 from sfic.locations import demo_photograph
 from sfic.processes import free_address
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("encode", "decode", "info", "analyze", "serve", "camera", "reconstruct", "demo",
             "eval")
-README_PORTS = (50051, 50052, 50053, 9101, 9102, 9103)
+README_PORTS = (50051, 50052, 50053, 50080, 9101, 9102, 9103, 9105)
 
 
 class Result:
@@ -288,7 +288,7 @@ def test_damaged_packet_is_told_not_decoded(sfic: Any, face_file: Path, tmp_path
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Services on free ports, their data in a folder of this test."""
-    edge, analytics, decoder = (free_address() for _ in range(3))
+    edge, analytics, decoder, console = (free_address() for _ in range(4))
     return {
         **os.environ,
         "HOME": str(tmp_path),
@@ -302,6 +302,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "SFIC_DECODER__LISTEN": decoder,
         "SFIC_DECODER__METRICS_LISTEN": "",
         "SFIC_DECODER__EDGE": edge,
+        "SFIC_CONSOLE__LISTEN": console,
+        "SFIC_CONSOLE__METRICS_LISTEN": "",
+        "SFIC_CONSOLE__EDGES": json.dumps([edge]),
+        "SFIC_CONSOLE__ANALYTICS": analytics,
+        "SFIC_CONSOLE__DECODER": decoder,
     }
 
 
@@ -312,7 +317,7 @@ def children(process: int) -> list[int]:
 
 @pytest.fixture
 def services(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """`sfic serve all`, once all three take calls."""
+    """`sfic serve all`, once all take calls."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sfic", "serve", "all"], env=environment, start_new_session=True
     )
@@ -323,6 +328,8 @@ def services(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         while waiting:
             assert process.poll() is None and time.monotonic() < deadline, waiting
             waiting = {address for address in waiting if not serves(address, 0.5)}
+        while not serves_page(environment["SFIC_CONSOLE__LISTEN"], 0.5):
+            assert process.poll() is None and time.monotonic() < deadline
         yield process
     finally:
         if process.poll() is None:
@@ -346,7 +353,7 @@ def test_serve_all_camera_reconstruct_and_a_graceful_end(
     sfic("reconstruct", unknown, "-o", target, "--decoder", decoder).fails(3, unknown)
 
     members = children(services.pid)
-    assert len(members) == 3
+    assert len(members) == 4
     services.send_signal(signal.SIGTERM)
     assert services.wait(40) == 0
     assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
@@ -372,6 +379,26 @@ def test_demo_on_a_folder_writes_each_face(two_faces: Path, tmp_path: Path) -> N
     }
     assert Image.open(tmp_path / "out" / "frame.png").size == (896, 512)
     assert Image.open(tmp_path / "out" / "two-1" / "enhanced.png").size == (1024, 1024)
+
+
+def test_demo_with_the_console_stays_until_it_is_interrupted(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "sfic", "demo", "--console", "-o", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert demo.stdout is not None
+        page = next(line for line in demo.stdout if line.startswith("look at the faces: http://"))
+        assert serves_page(page.split()[4].removeprefix("http://"))
+        members = children(demo.pid)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(40) == 0
+        assert len(members) == 4
+        assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
+    finally:
+        demo.kill()
 
 
 def test_demo_without_a_face_is_code_3(sfic: Any, tmp_path: Path) -> None:

@@ -174,8 +174,10 @@ def integer_attention(
             score = [(sum(a * b for a, b in zip(asked, k, strict=True)) + 32) // 64 for k in key]
             weight = [exp[min(max(score) - s, 128)] for s in score]
             total = sum(weight)
-            sums = [sum(w * v for w, v in zip(weight, column, strict=True))
-                    for column in zip(*value, strict=True)]
+            sums = [
+                sum(w * v for w, v in zip(weight, column, strict=True))
+                for column in zip(*value, strict=True)
+            ]
             rows.append([(4 * s + total) // (2 * total) for s in sums])
         heads.append(rows)
     return heads
@@ -209,9 +211,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(map("=".join, v.items())))
-def test_same_bytes_in_other_processes(
-    variant: dict[str, str], codec: Codec, faces: Path
-) -> None:
+def test_same_bytes_in_other_processes(variant: dict[str, str], codec: Codec, faces: Path) -> None:
     """Threads, BLAS kernels and vector instructions change no bit."""
     folder = models_dir()
     program = [str(HERE / "entropy_samples.py")]

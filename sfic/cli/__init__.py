@@ -30,6 +30,8 @@ _EXTRA_OF = {
     "openvino": "train",
     "safetensors": "train",
     "scipy": "train",
+    "fastapi": "console",
+    "uvicorn": "console",
 }
 
 app = typer.Typer(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 
 from sfic.cli.files import LayerName, Provider, Size
 from sfic.cli.security import CaFile, IdentityPrefix, TokenFile, identity_of
-from sfic.errors import InvalidInput, NoFaceFound, SficError
+from sfic.errors import InvalidInput, MissingExtra, NoFaceFound, SficError
 
 if TYPE_CHECKING:
     from sfic.service.settings import ServiceSettings
@@ -34,12 +35,13 @@ class ServiceName(str, Enum):
     edge = "edge"
     analytics = "analytics"
     decoder = "decoder"
+    console = "console"
     all = "all"
 
 
 def serve(
     context: typer.Context,
-    service: Annotated[ServiceName, typer.Argument(help="Which service; all: the three of them.")],
+    service: Annotated[ServiceName, typer.Argument(help="Which service; all: every one of them.")],
     config: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="TOML file with settings."),
@@ -73,6 +75,13 @@ def serve(
         from analytics_service.service import run as run_analytics
 
         run_analytics(analytics)
+    elif service is ServiceName.console:
+        from console.settings import ConsoleSettings
+
+        page = ConsoleSettings.load(context.args, config=config)
+        from console.service import run as run_console
+
+        run_console(page)
     else:
         from cloud_decoder.settings import DecoderSettings
 
@@ -83,9 +92,10 @@ def serve(
 
 
 def _serve_all(config: Path | None) -> None:
-    """The three services as children: when one ends, all end."""
+    """The services as children: when one ends, all end."""
     from analytics_service.settings import AnalyticsSettings
     from cloud_decoder.settings import DecoderSettings
+    from console.settings import ConsoleSettings
     from edge_encoder.settings import EdgeSettings
     from sfic.processes import ServiceGroup
 
@@ -93,19 +103,26 @@ def _serve_all(config: Path | None) -> None:
         "edge": EdgeSettings,
         "analytics": AnalyticsSettings,
         "decoder": DecoderSettings,
+        "console": ConsoleSettings,
     }
     # Read here first, so that a mistake is told once and before anything starts.
     settings = {name: kind.load(config=config) for name, kind in kinds.items()}
+    if not has_console():
+        del settings["console"]
+        typer.echo("console: not installed; pip install 'sfic[console]'")
     arguments = ["--config", str(config)] if config else []
     grace = max(each.shutdown_grace_seconds for each in settings.values()) + 5
     with _stopped_by_signal():
         group = ServiceGroup()
         try:
             for name, each in settings.items():
-                group.start(name, each.listen, arguments, identity=each.own_identity())
+                page = name == "console"
+                group.start(name, each.listen, arguments, identity=each.own_identity(), page=page)
             group.wait_ready(120.0, lambda name: typer.echo(f"{name}: {settings[name].listen}"))
             _grant_to_ourselves(settings["edge"])
-            typer.echo("all three services take calls; Ctrl-C stops them")
+            typer.echo("all services take calls; Ctrl-C stops them")
+            if "console" in settings:
+                typer.echo(f"look at the faces: http://{settings['console'].listen}")
             group.wait_for_any()
         except _Stopped:
             pass
@@ -113,6 +130,13 @@ def _serve_all(config: Path | None) -> None:
             # Children in our process group get Ctrl-C too; a second one must not cut us short.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             group.stop(grace)
+
+
+def has_console() -> bool:
+    """Whether what the console needs is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("fastapi") is not None and find_spec("uvicorn") is not None
 
 
 def _grant_to_ourselves(edge: ServiceSettings) -> None:
@@ -225,7 +249,6 @@ def camera(
 def _quiet_logs() -> None:
     """Only warnings of our own client, on stderr."""
     import logging
-    import sys
 
     import structlog
 
@@ -303,11 +326,26 @@ def demo(
     ] = Path("out"),
     rate: Annotated[int, typer.Option(min=1, max=9, help="Bytes against fidelity.")] = 5,
     provider: Annotated[Provider, typer.Option(help="Where the networks run.")] = Provider.auto,
+    console: Annotated[
+        bool | None,
+        typer.Option(
+            "--console/--no-console",
+            show_default="on a terminal",
+            help="Stay, and serve the operators' page, until Ctrl-C.",
+        ),
+    ] = None,
 ) -> None:
-    """All of it on one machine: three services, a real photograph in, faces out."""
+    """All of it on one machine: a real photograph in, faces out, and a page to look at."""
     from sfic.demo import run
 
-    run(source, output, rate=rate, provider=provider.value)
+    if console and not has_console():
+        raise MissingExtra("--console needs: pip install 'sfic[console]'")
+    stay = sys.stdout.isatty() and has_console() if console is None else console
+    if not stay:
+        run(source, output, rate=rate, provider=provider.value)
+        return
+    with _stopped_by_signal(), contextlib.suppress(_Stopped):
+        run(source, output, rate=rate, provider=provider.value, console=True)
 
 
 def add_to(app: typer.Typer) -> None:
