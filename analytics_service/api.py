@@ -33,6 +33,7 @@ from analytics_service.store import ResultStore, VisitQuery
 from analytics_service.streams import Announcer, follow, start_of
 from analytics_service.visits import Visit
 from analytics_service.watchlists import Entry, Watchlist, WatchlistStore
+from sfic.analysis import SamePerson
 from sfic.errors import InvalidInput
 from sfic.v1 import analytics_pb2 as pb
 from sfic.v1 import analytics_pb2_grpc
@@ -53,6 +54,7 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
     def __init__(
         self,
         model_bundle: str,
+        same_person: SamePerson | None,
         store: ResultStore,
         index: FaceIndex,
         watchlists: WatchlistStore,
@@ -63,6 +65,7 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         searching: Executor,
     ) -> None:
         self._model_bundle = model_bundle
+        self._same_person = same_person
         self._store = store
         self._index = index
         self._watchlists = watchlists
@@ -139,7 +142,13 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         response = pb.SearchFacesResponse(
             hits=[
                 pb.SearchFacesResponse.Hit(
-                    analysis=found[match.cursor].message(), similarity=match.similarity
+                    analysis=found[match.cursor].message(),
+                    similarity=match.similarity,
+                    same_person=(
+                        0.0
+                        if example is None or self._same_person is None
+                        else self._same_person.probability(match.similarity)
+                    ),
                 )
                 for match in matches
                 if match.cursor in found

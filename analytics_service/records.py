@@ -155,6 +155,11 @@ def _fill(message: analytics_pb2.FaceAnalysis, analysis: Analysis) -> None:
     message.roll.CopyFrom(_estimate(pose.roll, pose.confidence))
     message.landmarks.extend(np.asarray(analysis.landmarks, np.float32).ravel().tolist())
     message.landmarks_confidence = analysis.landmarks_confidence
+    message.expression.name = analysis.expression.name
+    message.expression.confidence = analysis.expression.confidence
+    for name in ("glasses", "eyes_open", "mouth_open"):
+        read = getattr(analysis, name)
+        getattr(message, name).CopyFrom(_estimate(read.value, read.confidence))
 
 
 def _estimate(value: float, confidence: float) -> analytics_pb2.Estimate:

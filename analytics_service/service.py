@@ -137,6 +137,7 @@ class AnalyticsService:
         )
         return AnalyticsApi(
             self._codec.model_bundle,
+            self._codec.same_person,
             self._store,
             self._index,
             self._watchlists,

@@ -79,6 +79,12 @@ class FaceResult:
     roll: Estimate | None
     landmarks: NDArray[np.float32]
     landmarks_confidence: float
+    expression: str
+    """What the face looks like, of `sfic.analysis.EXPRESSIONS`; empty when unknown."""
+    expression_confidence: float
+    glasses: Estimate | None
+    eyes_open: Estimate | None
+    mouth_open: Estimate | None
     missed: int
     """Results before this one that retention dropped before they were read."""
 
@@ -115,6 +121,11 @@ class FaceResult:
             roll=estimate("roll"),
             landmarks=np.array(message.landmarks, np.float32).reshape(-1, 2),
             landmarks_confidence=message.landmarks_confidence,
+            expression=message.expression.name if known else "",
+            expression_confidence=message.expression.confidence if known else 0.0,
+            glasses=estimate("glasses"),
+            eyes_open=estimate("eyes_open"),
+            mouth_open=estimate("mouth_open"),
             missed=missed,
         )
 
@@ -126,10 +137,15 @@ embedding float32 [D], which needs the model bundle it came with beside it."""
 
 @dataclass(frozen=True)
 class Hit:
-    """A face that a search found; `similarity`: cosine with the example, 0 without one."""
+    """A face that a search found.
+
+    `similarity`: cosine with the example, 0 without one; `same_person`: the probability that goes
+    with it (`sfic.analysis.SamePerson`).
+    """
 
     result: FaceResult
     similarity: float
+    same_person: float
 
 
 @dataclass(frozen=True)
@@ -340,7 +356,7 @@ class AnalyticsClient:
             if bounds is not None:
                 getattr(request, name).CopyFrom(pb.Range(min=bounds[0], max=bounds[1]))
         return [
-            Hit(FaceResult.of(hit.analysis), hit.similarity)
+            Hit(FaceResult.of(hit.analysis), hit.similarity, hit.same_person)
             async for answer in self._pages(self._stub.SearchFaces, request, limit)
             for hit in answer.hits
         ]

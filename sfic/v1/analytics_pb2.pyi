@@ -29,7 +29,7 @@ class Estimate(_message.Message):
     def __init__(self, value: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class FaceAnalysis(_message.Message):
-    __slots__ = ("face", "embedding", "embedding_confidence", "age", "gender", "smile", "yaw", "pitch", "roll", "landmarks", "landmarks_confidence", "analysed_time", "status", "face_score", "visit_id")
+    __slots__ = ("face", "embedding", "embedding_confidence", "age", "gender", "smile", "yaw", "pitch", "roll", "landmarks", "landmarks_confidence", "analysed_time", "status", "face_score", "visit_id", "expression", "glasses", "eyes_open", "mouth_open")
     FACE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,10 @@ class FaceAnalysis(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     FACE_SCORE_FIELD_NUMBER: _ClassVar[int]
     VISIT_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPRESSION_FIELD_NUMBER: _ClassVar[int]
+    GLASSES_FIELD_NUMBER: _ClassVar[int]
+    EYES_OPEN_FIELD_NUMBER: _ClassVar[int]
+    MOUTH_OPEN_FIELD_NUMBER: _ClassVar[int]
     face: _common_pb2.FaceInfo
     embedding: _containers.RepeatedScalarFieldContainer[float]
     embedding_confidence: float
@@ -60,7 +64,19 @@ class FaceAnalysis(_message.Message):
     status: ResultStatus
     face_score: Estimate
     visit_id: str
-    def __init__(self, face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., embedding: _Optional[_Iterable[float]] = ..., embedding_confidence: _Optional[float] = ..., age: _Optional[_Union[Estimate, _Mapping]] = ..., gender: _Optional[_Union[Estimate, _Mapping]] = ..., smile: _Optional[_Union[Estimate, _Mapping]] = ..., yaw: _Optional[_Union[Estimate, _Mapping]] = ..., pitch: _Optional[_Union[Estimate, _Mapping]] = ..., roll: _Optional[_Union[Estimate, _Mapping]] = ..., landmarks: _Optional[_Iterable[float]] = ..., landmarks_confidence: _Optional[float] = ..., analysed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[ResultStatus, str]] = ..., face_score: _Optional[_Union[Estimate, _Mapping]] = ..., visit_id: _Optional[str] = ...) -> None: ...
+    expression: Expression
+    glasses: Estimate
+    eyes_open: Estimate
+    mouth_open: Estimate
+    def __init__(self, face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., embedding: _Optional[_Iterable[float]] = ..., embedding_confidence: _Optional[float] = ..., age: _Optional[_Union[Estimate, _Mapping]] = ..., gender: _Optional[_Union[Estimate, _Mapping]] = ..., smile: _Optional[_Union[Estimate, _Mapping]] = ..., yaw: _Optional[_Union[Estimate, _Mapping]] = ..., pitch: _Optional[_Union[Estimate, _Mapping]] = ..., roll: _Optional[_Union[Estimate, _Mapping]] = ..., landmarks: _Optional[_Iterable[float]] = ..., landmarks_confidence: _Optional[float] = ..., analysed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[ResultStatus, str]] = ..., face_score: _Optional[_Union[Estimate, _Mapping]] = ..., visit_id: _Optional[str] = ..., expression: _Optional[_Union[Expression, _Mapping]] = ..., glasses: _Optional[_Union[Estimate, _Mapping]] = ..., eyes_open: _Optional[_Union[Estimate, _Mapping]] = ..., mouth_open: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
+
+class Expression(_message.Message):
+    __slots__ = ("name", "confidence")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    confidence: float
+    def __init__(self, name: _Optional[str] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class SubscribeResultsRequest(_message.Message):
     __slots__ = ("camera_ids", "after_cursor", "live_only", "min_face_score", "kept_only", "captured_from", "captured_until")
@@ -141,12 +157,14 @@ class Embedding(_message.Message):
 class SearchFacesResponse(_message.Message):
     __slots__ = ("hits", "next_page_token")
     class Hit(_message.Message):
-        __slots__ = ("analysis", "similarity")
+        __slots__ = ("analysis", "similarity", "same_person")
         ANALYSIS_FIELD_NUMBER: _ClassVar[int]
         SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+        SAME_PERSON_FIELD_NUMBER: _ClassVar[int]
         analysis: FaceAnalysis
         similarity: float
-        def __init__(self, analysis: _Optional[_Union[FaceAnalysis, _Mapping]] = ..., similarity: _Optional[float] = ...) -> None: ...
+        same_person: float
+        def __init__(self, analysis: _Optional[_Union[FaceAnalysis, _Mapping]] = ..., similarity: _Optional[float] = ..., same_person: _Optional[float] = ...) -> None: ...
     HITS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     hits: _containers.RepeatedCompositeFieldContainer[SearchFacesResponse.Hit]
