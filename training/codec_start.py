@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnx
@@ -19,7 +20,14 @@ from sfic.networks.codec import FaceCodec, Gain
 
 __all__ = ["start_from_bundle"]
 
-GRAPHS = {"analysis.onnx": "codec.", "styles.onnx": "codec."}
+# Where the names in a graph are among those of the codec.
+GRAPHS: Final = {
+    "analysis.onnx": ("codec.", ""),
+    "styles.onnx": ("codec.", ""),
+    "spatial_analysis.onnx": ("net.", "spatial_analysis."),
+    "correction.onnx": ("net.", "spatial_synthesis."),
+}
+GAINS: Final = ("basic", "middle", "enhanced", "spatial")
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -45,40 +53,57 @@ def _copy(parameter: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def start_from_bundle(codec: FaceCodec, folder: Path, parts: Sequence[str]) -> None:
-    """Take over the parts named, such as "trunk" or "from_basic", and the basic layer's gains.
+    """Take over the parts named, such as "trunk" or "from_basic", and the gains of "gains".
 
-    Sizes may differ: leading rows and columns are taken over. ValueError when the trunk's
-    convolutions are not those of the bundle.
+    Sizes may differ: leading rows and columns are taken over. ValueError when the trunk or the
+    spatial analysis of the bundle is built otherwise.
     """
     own = dict(codec.named_parameters())
-    convolutions: list[Tensor] = []
-    for graph, prefix in GRAPHS.items():
+    for graph, (prefix, place) in GRAPHS.items():
+        folded: list[Tensor] = []  # convolutions with a batch norm, which lost their names
         for name, value in _tensors(folder / graph).items():
             if name.startswith("onnx::Conv"):
-                convolutions.append(value)
-            key = name.removeprefix(prefix)
+                folded.append(value)
+            key = place + name.removeprefix(prefix)
             if key.split(".")[0] in parts and key in own:
-                _copy(own[key], value)
-    if "trunk" in parts:
-        _fill_backbone(codec.trunk.backbone, convolutions)
-    with np.load(folder / "entropy.npz") as file:
-        gain = torch.from_numpy(file["gain.basic"]).log()  # [9, n]
-    kept = codec.gains["basic"]
-    assert isinstance(kept, Gain)
-    _copy(kept.low, gain[0])
-    _copy(kept.high, gain[-1])
+                _copy(own[key], value.reshape(own[key].shape) if value.ndim == 3 else value)
+        if graph == "analysis.onnx" and "trunk" in parts:
+            layers = [m for m in codec.trunk.backbone.modules() if hasattr(m, "norm")]
+            # The identity network's, which comes first, are not ours.
+            _fill([(m.conv, m.norm) for m in layers], folded[-2 * len(layers) :])
+        if graph == "spatial_analysis.onnx" and "spatial_analysis" in parts:
+            last = list(codec.spatial_analysis.net)[-2:]
+            _fill([(last[0], last[1])], folded)
+    if "gains" in parts:
+        with np.load(folder / "entropy.npz") as file:
+            for name in GAINS:
+                gain = torch.from_numpy(file[f"gain.{name}"]).log()  # [9, n]
+                kept = codec.gains[name]
+                assert isinstance(kept, Gain)
+                _copy(kept.low, gain[0])
+                _copy(kept.high, gain[-1])
 
 
-def _fill_backbone(backbone: nn.Module, values: list[Tensor]) -> None:
+def _fill(layers: Sequence[tuple[nn.Module, nn.Module]], values: Sequence[Tensor]) -> None:
     """values: weight and bias of each convolution, in order of use."""
-    layers = [m for m in backbone.modules() if hasattr(m, "conv") and hasattr(m, "norm")]
     if len(values) != 2 * len(layers):
-        raise ValueError(f"{len(values) // 2} convolutions for a trunk of {len(layers)}")
-    for layer, weight, bias in zip(layers, values[::2], values[1::2], strict=True):
-        norm = layer.norm
-        assert isinstance(norm, nn.BatchNorm2d)
-        layer.conv.weight.copy_(weight)
-        norm.running_mean.zero_()
+        raise ValueError(f"{len(values) // 2} convolutions in the bundle, {len(layers)} here")
+    for (conv, norm), weight, bias in zip(layers, values[::2], values[1::2], strict=True):
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if conv.weight.shape != weight.shape:
+            raise ValueError(
+                f"a convolution of the bundle is {tuple(weight.shape)}, here it is "
+                f"{tuple(conv.weight.shape)}"
+            )
+        assert norm.running_mean is not None and norm.running_var is not None
+        conv.weight.copy_(weight)
         norm.running_var.fill_(1.0 - norm.eps)
-        norm.weight.fill_(1.0)
-        norm.bias.copy_(bias)
+        shift = bias
+        if conv.bias is not None:
+            conv.bias.zero_()
+        if norm.affine:
+            norm.running_mean.zero_()
+            norm.weight.fill_(1.0)
+            norm.bias.copy_(shift)
+        else:
+            norm.running_mean.copy_(-shift)
