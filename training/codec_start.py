@@ -64,9 +64,11 @@ def start_from_bundle(codec: FaceCodec, folder: Path, parts: Sequence[str]) -> N
         for name, value in _tensors(folder / graph).items():
             if name.startswith("onnx::Conv"):
                 folded.append(value)
-            key = place + name.removeprefix(prefix)
+            # The one bias that is reshaped in its graph, and so loses its name.
+            short = "look.bias" if name.startswith("onnx::Add") else name.removeprefix(prefix)
+            key = place + short
             if key.split(".")[0] in parts and key in own:
-                _copy(own[key], value.reshape(own[key].shape) if value.ndim == 3 else value)
+                _copy(own[key], value.flatten() if short == "look.bias" else value)
         if graph == "analysis.onnx" and "trunk" in parts:
             layers = [m for m in codec.trunk.backbone.modules() if hasattr(m, "norm")]
             # The identity network's, which comes first, are not ours.

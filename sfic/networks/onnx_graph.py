@@ -26,6 +26,7 @@ _CASTS = {
     onnx.TensorProto.FLOAT16: torch.float32,
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.UINT8: torch.uint8,
     onnx.TensorProto.BOOL: torch.bool,
 }
 
@@ -169,6 +170,13 @@ def _reduce_sum(x: Sequence[Any], a: Attributes) -> Tensor:
     return x[0].sum(dim=axes, keepdim=bool(a.get("keepdims", 1)))
 
 
+def _resize(x: Sequence[Any], a: Attributes) -> Tensor:
+    if a.get("mode") != b"linear" or len(x) < 4 or x[3] is None:
+        raise BundleError("only Resize to a size, linear, is used by our graphs")
+    size = _ints(x[3])[2:]
+    return F.interpolate(x[0], size=size, mode="bilinear", align_corners=False)
+
+
 def _constant_of_shape(x: Sequence[Any], a: Attributes) -> Tensor:
     return torch.full(_ints(x[0]), a["value"].item()) if "value" in a else torch.zeros(_ints(x[0]))
 
@@ -181,6 +189,7 @@ def _div(x: Sequence[Any], a: Attributes) -> Tensor:
 
 _OPERATORS: dict[str, Operator] = {
     "Add": lambda x, a: x[0] + x[1],
+    "ArgMax": lambda x, a: x[0].argmax(dim=a.get("axis", 0), keepdim=bool(a.get("keepdims", 1))),
     "AveragePool": _average,
     "Cast": lambda x, a: x[0].to(_CASTS[a["to"]]),
     "Clip": _clip,
@@ -205,11 +214,13 @@ _OPERATORS: dict[str, Operator] = {
     "MatMul": lambda x, a: x[0] @ x[1],
     "Mod": lambda x, a: x[0] % x[1],
     "Mul": lambda x, a: x[0] * x[1],
+    "Neg": lambda x, a: -x[0],
     "Pad": _pad,
     "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean,
     "ReduceSum": _reduce_sum,
     "Reshape": _reshape,
+    "Resize": _resize,
     "Shape": lambda x, a: torch.tensor(x[0].shape, dtype=torch.long),
     "Slice": _slice,
     "Split": _split,
