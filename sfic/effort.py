@@ -32,8 +32,8 @@ __all__ = ["STEPS", "Refiner"]
 
 STEPS: Final = {2: 24, 3: 96}
 LEARNING_RATE: Final = 0.08  # quantiser steps
-IDENTITY_WEIGHT: Final = 0.5
-STAY_WEIGHT: Final = 1e-3
+IDENTITY_WEIGHT: Final = 0.1
+STAY_WEIGHT: Final = 1e-4
 
 
 class Refiner:
