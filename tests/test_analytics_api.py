@@ -347,7 +347,7 @@ async def test_watchlists_are_kept_listed_and_checked(tmp_path: Path) -> None:
         await edge.keep(faces[:1], captured=1000.0)
         await edge.keep(faces[1:2], captured=1000.0, camera_id="gate")
         await read_results(stub, 2)
-        await put(camera_ids=["gate"], threshold=0.6)
+        await put(camera_ids=["gate"], threshold=0.995)
         await edge.keep(faces[1:2], captured=2000.0, camera_id="gate")
         await read_results(stub, 3)
         assert [alert.alert.entry_id for alert in await alerts(stub)] == ["p"]
