@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sfic.analysis import Analysis, Estimate
+    from sfic.analysis import Analysis
     from sfic.face import EncodedFace
 
 __all__ = ["LayerName", "Provider", "Size", "add_to", "save_picture"]
@@ -283,24 +283,16 @@ def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> 
     from rich.table import Table
 
     table = Table(title="read from the basic layer alone; in brackets the confidence")
-    headings = ("face", "bytes read", "age", "gender", "expression", "glasses", "eyes", "mouth")
-    for heading in (*headings, "yaw, pitch, roll", "usable"):
+    for heading in ("face", "bytes read", "age", "gender", "smile", "yaw, pitch, roll", "usable"):
         table.add_column(heading, justify="right")
-
-    def either(estimate: Estimate, yes: str, no: str) -> str:
-        return f"{yes if estimate.value >= 0.5 else no} ({estimate.confidence:.2f})"
-
     for number, (face, result) in enumerate(zip(faces, results, strict=True), 1):
-        age, pose, expression = result.age, result.pose, result.expression
+        age, gender, smile, pose = result.age, result.gender, result.smile, result.pose
         table.add_row(
             str(number),
             str(len(face.basic)),
             f"{age.value:.0f} ({age.confidence:.2f})",
-            either(result.gender, "male", "female"),
-            f"{expression.name} ({expression.confidence:.2f})",
-            either(result.glasses, "yes", "no"),
-            either(result.eyes_open, "open", "closed"),
-            either(result.mouth_open, "open", "closed"),
+            f"{'male' if gender.value >= 0.5 else 'female'} ({gender.confidence:.2f})",
+            f"{'yes' if smile.value >= 0.5 else 'no'} ({smile.confidence:.2f})",
             f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f} ({pose.confidence:.2f})",
             f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
         )
