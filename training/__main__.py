@@ -17,7 +17,7 @@ from pathlib import Path
 from training.data import REPOSITORY, cache_dir, shared_dir
 
 CONFIGS = Path("training") / "configs"
-FIRST, SECOND = "codec-v1", "codec-v1-fine"
+CODEC = ("codec-v2", "codec-v2-spatial", "codec-v2-joint")  # each goes on from the one before
 
 
 def converted() -> list[list[str]]:
@@ -32,21 +32,20 @@ def converted() -> list[list[str]]:
 
 def trained(out: Path) -> list[list[str]]:
     """Commands that train our own networks, in order."""
-    first = cache_dir() / FIRST / "checkpoint.pt"
-    second = cache_dir() / SECOND / "checkpoint.pt"
-    heads = cache_dir() / SECOND / "heads.pt"
-    given = ["--checkpoint", str(second), "--input", "256"]
+    last = cache_dir() / CODEC[-1] / "checkpoint.pt"
+    heads = cache_dir() / CODEC[-1] / "heads.pt"
+    given = ["--checkpoint", str(last), "--input", "128"]
+    commands = [["training.teacher_cache"]]
+    for name, before in zip(CODEC, ("", *CODEC), strict=False):
+        start = ["--init", str(cache_dir() / before / "checkpoint.pt")] if before else []
+        config = str(CONFIGS / f"{name}.toml")
+        commands.append(["training.train_codec", "--config", config, *start])
     return [
-        ["training.teacher_cache"],
-        ["training.train_codec", "--config", str(CONFIGS / f"{FIRST}.toml")],
-        [
-            "training.train_codec",
-            *("--config", str(CONFIGS / f"{SECOND}.toml")),
-            *("--init", str(first)),
-        ],
+        *commands,
         ["training.train_entropy", *given, "--out", str(out)],
         ["training.train_heads", *given, "--out", str(heads)],
         ["training.export", *given, "--heads", str(heads), "--out", str(out)],
+        ["training.calibrate", "--bundle", str(out)],
     ]
 
 

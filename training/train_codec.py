@@ -1,6 +1,6 @@
 """Train the codec end to end: rate of every layer, machine tasks, and quality of every level.
 
-    python -m training.train_codec --config training/configs/codec-v1.toml
+    python -m training.train_codec --config training/configs/codec-v2.toml
 
 One objective, `distortion + sum over layers of lambda(rate) * bits`, with the rate drawn anew for
 each face, so that one model covers all rates. The lambdas follow the byte budget of each layer by
