@@ -446,7 +446,7 @@ async def test_webhook_delivers_signed_results_after_failures(tmp_path: Path) ->
         settings = {"webhooks": [hook(tmp_path, receiver.url)]}
         async with running_analytics(tmp_path, edge.address, **settings) as (service, stub):
             sent = await edge.keep(faces[:2])
-            await eventually(lambda: len(receiver.requests) == 4)
+            await eventually(lambda: len(receiver.requests) >= 4)
             sent += await edge.keep(faces[2:])
             await read_results(stub, 4)
             hooks = HookStore(service._store.database)
