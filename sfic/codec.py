@@ -194,10 +194,14 @@ class Codec:
             name: self._dequantise(name, chosen.parts[name], rate) for name in LAYERS
         }
         styles = self._styles(decoded, "enhanced")
-        preview = self._generator.preview(styles, self._generator.features(styles))
-        seen = _planes(_resize(crop, int(self.bundle.meta["picture"])))
-        outputs = _run(self._spatial_analysis, {"crop": seen, "preview": preview})
-        code: FloatArray = outputs["code"][0]
+        features = self._generator.features(styles)
+        inputs = {
+            "crop": _planes(_resize(crop, int(self.bundle.meta["picture"]))),
+            "features": features,
+            "preview": self._generator.preview(styles, features),
+            "gain": self._gain("spatial", rate)[None],
+        }
+        code: FloatArray = _run(self._spatial_analysis, inputs)["code"][0]
         return code
 
     def _encode_to(self, face: _Face, target: int) -> EncodedFace:

@@ -125,7 +125,9 @@ def symbols_of(
     for name in LAYERS:
         latents[name], symbols[name] = codec.through(name, z[name], t, noise=False)
     styles = codec.whitening.to_styles(codec.coefficients(latents)["enhanced"])
-    preview = generator.head(generator.features(styles, CORRECTED), styles, CORRECTED)
-    code = codec.spatial_analysis(crop, preview.clamp(-1.2, 1.2))
+    features = generator.features(styles, CORRECTED)
+    preview = generator.head(features, styles, CORRECTED).clamp(-1.2, 1.2)
+    gain = codec.gains["spatial"](t)[:, :, None, None]
+    code = codec.spatial_latents(crop, features, preview, gain)
     _, symbols["spatial"] = codec.through("spatial", code, t, noise=False)
     return symbols

@@ -61,14 +61,14 @@ class StylesGraph(nn.Module):
 
 
 class SpatialGraph(nn.Module):
-    """crop at 128 px and style-only preview at 64 px -> spatial latents."""
+    """Crop at 128 px, features and preview of the styles, quantiser's gain -> spatial latents."""
 
     def __init__(self, codec: FaceCodec) -> None:
         super().__init__()
-        self.net = codec.spatial_analysis
+        self.codec = codec
 
-    def forward(self, crop: Tensor, preview: Tensor) -> Tensor:
-        return self.net(crop, preview.clamp(-1.2, 1.2))
+    def forward(self, crop: Tensor, features: Tensor, preview: Tensor, gain: Tensor) -> Tensor:
+        return self.codec.spatial_latents(crop, features, preview.clamp(-1.2, 1.2), gain)
 
 
 class CorrectionGraph(nn.Module):
@@ -149,13 +149,14 @@ def export_codec(
     export(StylesGraph(codec), latents, names, out / "styles.onnx")
     preview = torch.zeros(2, 3, s.preview, s.preview)
     picture = torch.zeros(2, 3, s.picture, s.picture)
+    features = torch.zeros(2, s.feature_channels, s.feature_size, s.feature_size)
+    gain = torch.ones(2, s.spatial_channels, 1, 1)
     export(
         SpatialGraph(codec),
-        {"crop": picture, "preview": preview},
+        {"crop": picture, "features": features, "preview": preview, "gain": gain},
         ("code",),
         out / "spatial_analysis.onnx",
     )
-    features = torch.zeros(2, s.feature_channels, s.feature_size, s.feature_size)
     code = torch.zeros(2, s.spatial_channels, s.spatial_size, s.spatial_size)
     export(
         CorrectionGraph(codec),

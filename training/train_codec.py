@@ -133,14 +133,16 @@ class Trainer:
         self.size = size
         backbone = list(self.codec.trunk.backbone.parameters())
         laws = self.codec.law_parameters()
-        spatial = [
-            *self.codec.spatial_analysis.parameters(),
-            *self.codec.spatial_synthesis.parameters(),
-        ]
+        networks = (
+            self.codec.spatial_analysis,
+            self.codec.spatial_refinement,
+            self.codec.spatial_synthesis,
+        )
+        spatial = [p for network in networks for p in network.parameters()]
         special = {id(p) for p in (*backbone, *laws, *spatial)}
         rest = [p for p in self.codec.parameters() if id(p) not in special]
-        for part in (self.codec.spatial_analysis, self.codec.spatial_synthesis):
-            part.to(memory_format=torch.channels_last)  # a fifth faster
+        for network in networks:
+            network.to(memory_format=torch.channels_last)  # a fifth faster
         c = config
         self.optimiser = torch.optim.AdamW(
             [
@@ -264,12 +266,18 @@ class Trainer:
         side = codec.shape.picture
         below, shown = features.detach(), preview.detach().clamp(-1.2, 1.2)
         target = resize(batch.target, side)  # [N, 3, 128, 128]
+        few = slice(0, c.get("judged", len(t)))
+        synthesis = codec.spatial_synthesis
         with half():
-            code, bits = codec.code_spatial(resize(batch.seen, side), shown, t, noise)
-            correction, picture = codec.spatial_synthesis(code, below, shown)
-            corrected = generator.head(below + correction, styles.detach(), 32).float()
-        picture, correction = picture.float(), correction.float()
-        target64 = resize(target, codec.shape.preview)
+            seen = resize(batch.seen, side)
+            code, bits = codec.code_spatial(seen, below, shown, t, noise)
+            mixed = synthesis.mixed(code, below)
+            picture = synthesis.picture(mixed, code, shown).float()
+            correction = synthesis.correction(mixed[few])
+            styles = styles[few].detach()
+            corrected = generator.head(below[few] + correction, styles, 32).float()
+        correction = correction.float()
+        target64 = resize(target[few], codec.shape.preview)
         losses = {
             "pixels_corrected": pyramid_l1(corrected, target64, 3).mean(),
             "correction": (correction.square().mean() + 1e-6).sqrt(),
@@ -277,7 +285,6 @@ class Trainer:
             "rate_spatial": self.price("spatial", t, bits, torch.ones(len(t), dtype=torch.bool)),
             "bytes_spatial": bits.detach().mean() / 8,
         }
-        few = slice(0, c.get("judged", len(t)))
         if self.perceptor is not None:
             losses["textures"] = self.texture_loss(picture[few], target[few])
         if self.teacher is not None:
@@ -287,7 +294,7 @@ class Trainer:
         if c["full"] and self.step >= c.get("full_from", 0):
             few = slice(0, c["full"])
             losses |= self.full_losses(
-                (below + correction)[few], styles[few], picture[few], batch.target[few]
+                below[few] + correction[few], styles[few], picture[few], batch.target[few]
             )
         return losses
 

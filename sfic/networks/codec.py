@@ -11,7 +11,8 @@ feature correction and a small picture. The generator is `generator.py`; losses 
                                                                               styles, generator to
     crop, 128 px, beside what the styles alone give at 64 px  <---------------  32x32 features
        +--> z_spatial (enhanced, 16x16) --> correction of the 32x32 features, and the picture at
-                                            128 px, which the finished picture has to agree with
+            |                               128 px, which the finished picture has to agree with
+            +--> its fine channels: what the coarse ones, once quantised, leave of the picture
 
 Every z is scaled by a learned gain that depends on the rate, rounded to integer symbols, and scaled
 back. Numbers here and in shape comments are those of the built-in generator; another one's follow
@@ -50,8 +51,8 @@ class CodecShape:
     sides of the pictures it makes; `picture`, the side of the one that the spatial code makes.
     Free: the principal components kept of a style vector, the number of symbols of each layer, how
     many of the basic ones (the last) come from the identity network's embedding of
-    `identity_input` numbers (0: there is none), channels of the spatial code, width of the trunk,
-    size of the embedding.
+    `identity_input` numbers (0: there is none), coarse and fine channels of the spatial code, width
+    of the trunk, size of the embedding.
     """
 
     layer_of_style: tuple[Layer, ...] = _BUILT_IN_LAYERS
@@ -66,7 +67,8 @@ class CodecShape:
     identity_input: int = 1024
     middle: int = 128
     enhanced: int = 64
-    spatial_channels: int = 16
+    coarse_channels: int = 16
+    fine_channels: int = 16
     hidden: int = 768
     embedding: int = 128
 
@@ -100,6 +102,11 @@ class CodecShape:
     def styles(self) -> int:
         """Number of styles."""
         return len(self.layer_of_style)
+
+    @property
+    def spatial_channels(self) -> int:
+        """Channels of the spatial code: the coarse ones, then the fine ones."""
+        return self.coarse_channels + self.fine_channels
 
     @property
     def spatial_size(self) -> int:
@@ -234,18 +241,43 @@ class SpatialAnalysis(nn.Module):
         return self.net(torch.cat((folded, preview, small - preview), dim=1))
 
 
+class SpatialRefinement(nn.Module):
+    """What the coarse code, once quantised, leaves of the picture: the fine code.
+
+    A linear transform of each block of the difference, as block codecs have, plus a network.
+    """
+
+    def __init__(self, channels: int, block: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(3, channels, block, stride=block)
+        last = nn.Conv2d(64, channels, block // 4, stride=block // 4)
+        nn.init.normal_(last.weight, std=1e-3)
+        self.net = nn.Sequential(
+            nn.PixelUnshuffle(4), nn.Conv2d(6 * 16, 64, 3, padding=1), nn.GELU(), Residual(64), last
+        )
+        self.norm = nn.BatchNorm2d(channels, affine=False, momentum=0.02)  # see SpatialAnalysis
+
+    def forward(self, crop: Tensor, picture: Tensor) -> Tensor:
+        """crop, and what the coarse code says: [N, 3, 128, 128] in [-1, 1] -> [N, C, 16, 16]."""
+        rest = crop - picture
+        code = self.linear(rest) + self.net(torch.cat((rest, picture), dim=1))
+        return self.norm(code)
+
+
 class SpatialSynthesis(nn.Module):
     """From the 16x16 code, and what the styles alone give, to a feature correction and a picture.
 
     The picture, at 128 px, is what the code says of the face; the correction of the generator's
     32x32 features makes the generator agree with it, so that the texture that it adds above 128 px
-    falls into place.
+    falls into place. Fine channels come last; where they are 0, the coarse ones speak alone.
     """
 
-    def __init__(self, channels: int, features: int, fold: int) -> None:
+    def __init__(self, coarse: int, fine: int, features: int, fold: int) -> None:
         super().__init__()
         self.fold = fold
-        self.code = nn.Sequential(nn.Conv2d(channels, 128, 3, padding=1), nn.GELU(), Residual(128))
+        self.coarse = coarse
+        self.code = nn.Sequential(nn.Conv2d(coarse, 128, 3, padding=1), nn.GELU(), Residual(128))
+        self.fine = nn.Conv2d(fine, 128, 3, padding=1, bias=False)
         self.up32 = nn.Conv2d(128, 4 * 96, 1)
         self.look = nn.Linear(features, 64)
         self.mix32 = nn.Sequential(
@@ -255,28 +287,44 @@ class SpatialSynthesis(nn.Module):
         self.up64 = nn.Conv2d(96, 4 * 64, 1)
         self.mix64 = nn.Sequential(nn.Conv2d(64 + 3, 64, 3, padding=1), nn.GELU(), Residual(64))
         self.out = nn.Conv2d(64, 3 * fold**2, 3, padding=1)
-        nn.init.normal_(self.correct.weight, std=0.02)
+        self.linear = nn.Conv2d(fine, 3 * (4 * fold) ** 2, 1, bias=False)
+        for layer in (self.correct, self.linear):
+            nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(self.fine.weight)
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
+
+    def mixed(self, code: Tensor, features: Tensor) -> Tensor:
+        """What code and features say together, [N, 96, 32, 32]."""
+        n, _, h, w = features.shape
+        look = torch.matmul(self.look.weight, features.flatten(2)).reshape(n, -1, h, w)
+        look = look + self.look.bias[:, None, None]
+        grid = self.code(code[:, : self.coarse]) + self.fine(code[:, self.coarse :])
+        up = F.pixel_shuffle(self.up32(grid), 2)  # [N, 96, 32, 32]
+        return self.mix32(torch.cat((up, F.gelu(look)), dim=1))
+
+    def correction(self, mixed: Tensor) -> Tensor:
+        """Correction of the features [N, C, 32, 32]."""
+        n, _, h, w = mixed.shape
+        return torch.matmul(self.correct.weight, mixed.flatten(2)).reshape(n, -1, h, w)
+
+    def picture(self, mixed: Tensor, code: Tensor, preview: Tensor) -> Tensor:
+        """The picture [N, 3, 128, 128]."""
+        up = F.pixel_shuffle(self.up64(mixed), 2)  # [N, 64, 64, 64]
+        x = self.mix64(torch.cat((up, preview), dim=1))  # [N, 64, 64, 64]
+        rest = F.pixel_shuffle(self.out(x), self.fold)
+        rest = rest + F.pixel_shuffle(self.linear(code[:, self.coarse :]), 4 * self.fold)
+        size = [self.fold * side for side in preview.shape[2:]]
+        return F.interpolate(preview, size=size, mode="bilinear", align_corners=False) + rest
 
     def forward(self, code: Tensor, features: Tensor, preview: Tensor) -> tuple[Tensor, Tensor]:
         """code [N, c, 16, 16], features [N, C, 32, 32] and preview [N, 3, 64, 64] of the styles.
 
         -> correction of the features [N, C, 32, 32], picture [N, 3, 128, 128].
         """
-        n, c, h, w = features.shape
-        look = torch.matmul(self.look.weight, features.flatten(2)).reshape(n, -1, h, w)
-        look = look + self.look.bias[:, None, None]
-        up = F.pixel_shuffle(self.up32(self.code(code)), 2)  # [N, 96, 32, 32]
-        x = self.mix32(torch.cat((up, F.gelu(look)), dim=1))  # [N, 96, 32, 32]
-        correction = torch.matmul(self.correct.weight, x.flatten(2)).reshape(n, c, h, w)
-        up = F.pixel_shuffle(self.up64(x), 2)  # [N, 64, 64, 64]
-        x = self.mix64(torch.cat((up, preview), dim=1))  # [N, 64, 64, 64]
-        rest = F.pixel_shuffle(self.out(x), self.fold)
-        size = [self.fold * 2 * h, self.fold * 2 * w]
-        base = F.interpolate(preview, size=size, mode="bilinear", align_corners=False)
-        return correction, base + rest
+        mixed = self.mixed(code, features)
+        return self.correction(mixed), self.picture(mixed, code, preview)
 
 
 def agree(image: Tensor, picture: Tensor) -> Tensor:
@@ -426,8 +474,11 @@ class FaceCodec(nn.Module):
             s.basic + s.middle + s.enhanced, others, s.components, 512
         )
         fold = s.picture // s.preview
-        self.spatial_analysis = SpatialAnalysis(s.spatial_channels, fold)
-        self.spatial_synthesis = SpatialSynthesis(s.spatial_channels, s.feature_channels, fold)
+        self.spatial_analysis = SpatialAnalysis(s.coarse_channels, fold)
+        self.spatial_refinement = SpatialRefinement(s.fine_channels, 4 * fold)
+        self.spatial_synthesis = SpatialSynthesis(
+            s.coarse_channels, s.fine_channels, s.feature_channels, fold
+        )
         self.heads = Heads(s.basic, s.embedding)
 
     def law_parameters(self) -> list[nn.Parameter]:
@@ -498,11 +549,30 @@ class FaceCodec(nn.Module):
             result["enhanced"] = result["middle"] + F.pad(delta, self.shape.pads("enhanced"))
         return result
 
+    def spatial_latents(
+        self, crop: Tensor, features: Tensor, preview: Tensor, gain: Tensor, noise: bool = False
+    ) -> Tensor:
+        """z of the spatial code, [N, C, 16, 16]; its fine channels depend on the quantiser's gain.
+
+        crop [N, 3, 128, 128] and preview [N, 3, 64, 64] in [-1, 1]; features [N, 512, 32, 32] and
+        preview are those of the styles; gain: [N, C, 1, 1] or [C, 1, 1].
+        """
+        synthesis, count = self.spatial_synthesis, self.shape.fine_channels
+        coarse = self.spatial_analysis(crop, preview)
+        with torch.no_grad():
+            part = gain[..., : self.shape.coarse_channels, :, :]
+            known = quantise(coarse * part, noise) / part
+            code = F.pad(known, (0, 0, 0, 0, 0, count))  # fine channels: 0
+            shown = synthesis.picture(synthesis.mixed(code, features), code, preview)
+        fine = self.spatial_refinement(crop, shown)
+        return torch.cat((coarse, fine), dim=1)
+
     def code_spatial(
-        self, crop: Tensor, preview: Tensor, t: Tensor, noise: bool
+        self, crop: Tensor, features: Tensor, preview: Tensor, t: Tensor, noise: bool
     ) -> tuple[Tensor, Tensor]:
-        """crop, preview: see `SpatialAnalysis` -> (decoded code [N, C, 16, 16], its bits [N])."""
-        z = self.spatial_analysis(crop, preview)
+        """See `spatial_latents` -> (decoded code [N, C, 16, 16], its bits [N])."""
+        gain = self.gains["spatial"](t)[:, :, None, None]
+        z = self.spatial_latents(crop, features, preview, gain, noise)
         code, y = self.through("spatial", z, t, noise)
         y = y.flatten(1)  # [N, C 16 16]
         log_scale = self.spatial_base + self.spatial_slope * t[:, None]
