@@ -275,6 +275,26 @@ class EntropyModel:
             costs[step.part].reshape(-1)[step.places] = cost
         return costs
 
+    def laws(
+        self, layer: str, rate: int, symbols: LayerSymbols
+    ) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Mean and deviation, in steps, of each symbol's table, in the shape of each part.
+
+        For those who look for better symbols; the tables have to name their scales.
+        """
+        scales = np.array(self.tables.scales, np.float32)
+        fractions = self.tables.fractions
+        found = {
+            part: (np.zeros(self.sizes[part], np.float32), np.zeros(self.sizes[part], np.float32))
+            for part in _parts(layer)
+        }
+        for step in self._steps(layer, rate, symbols.parts):
+            scale, part = np.divmod(step.table, fractions)
+            mean, deviation = found[step.part]
+            mean.reshape(-1)[step.places] = step.offset + (part - fractions // 2) / fractions
+            deviation.reshape(-1)[step.places] = scales[scale]
+        return found
+
     def choose(
         self,
         layer: str,
