@@ -433,17 +433,17 @@ class _Face:
         self._latents = codec._analyse(crop)
         self._small = _planes(_resize(crop, int(codec.bundle.meta["picture"])))
         self._slopes: dict[int, float] = {}
-        self._refined: dict[int, dict[str, FloatArray]] = {}
-        self._refined_spatial: dict[tuple[Any, ...], FloatArray] = {}
+        self._refined_styles: dict[int, dict[str, FloatArray]] = {}
+        self._refined_spatial: dict[int, FloatArray] = {}
         self.price = PRICE if effort else 0.0
 
     def values(self, rate: int) -> Callable[[str, LayerSymbols], FloatArray]:
         """`ideal` of `EntropyModel.choose` at a rate."""
         if self._effort < 2:
             return lambda part, chosen: self._one_pass(part, chosen, rate)
-        if rate not in self._refined:
-            self._refined[rate] = self._refine_styles(rate)
-        styles = self._refined[rate]
+        if rate not in self._refined_styles:
+            self._refined_styles[rate] = self._refine_styles(rate)
+        styles = self._refined_styles[rate]
 
         def ideal(part: str, chosen: LayerSymbols) -> FloatArray:
             if part != "spatial":
@@ -467,16 +467,19 @@ class _Face:
         )
 
     def _refine_spatial(self, chosen: LayerSymbols, rate: int) -> FloatArray:
-        styles = {name: chosen.parts[name] for name in LAYERS}
-        key = (rate, *(symbols.tobytes() for symbols in styles.values()))
-        if key not in self._refined_spatial:
-            start = {"spatial": self._one_pass("spatial", chosen, rate)}
+        """For the styles that are chosen first at a rate: at other prices they hardly differ."""
+        if rate not in self._refined_spatial:
             refined = self._codec._refiner.refine(
-                self._small, start, self._gains(rate), self._laws(rate), self._bit(rate),
-                STEPS[self._effort][1], fixed=styles,
+                self._small,
+                {"spatial": self._one_pass("spatial", chosen, rate)},
+                self._gains(rate),
+                self._laws(rate),
+                self._bit(rate),
+                STEPS[self._effort][1],
+                fixed={name: chosen.parts[name] for name in LAYERS},
             )
-            self._refined_spatial[key] = refined["spatial"]
-        return self._refined_spatial[key]
+            self._refined_spatial[rate] = refined["spatial"]
+        return self._refined_spatial[rate]
 
     def _one_pass_all(self, rate: int) -> dict[str, FloatArray]:
         nothing = LayerSymbols({})

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
 # Symbols of some parts -> mean and deviation, in steps, that the entropy model gives each of them.
-Laws = Callable[[Mapping[str, npt.NDArray[np.int32]]], Mapping[str, tuple[FloatArray, FloatArray]]]
+Laws = Callable[[Mapping[str, IntArray]], Mapping[str, tuple[FloatArray, FloatArray]]]
 
 __all__ = ["STEPS", "Laws", "Refiner"]
 
@@ -82,7 +83,7 @@ class Refiner:
         return result
 
     def distortion(
-        self, crop: FloatArray, symbols: Mapping[str, FloatArray], gains: Mapping[str, FloatArray]
+        self, crop: FloatArray, symbols: Mapping[str, IntArray], gains: Mapping[str, FloatArray]
     ) -> float:
         """The objective's distortion of the picture that these symbols decode to."""
         import torch
@@ -102,7 +103,7 @@ class Refiner:
         laws: Laws,
         weight: float,
         steps: int,
-        fixed: Mapping[str, FloatArray] | None = None,
+        fixed: Mapping[str, IntArray] | None = None,
     ) -> dict[str, FloatArray]:
         """Better values before rounding, in quantiser steps, for the parts of `start`.
 
