@@ -231,7 +231,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train the model that `args` (see `options`) name, and write it to `args.out`.
 
-    Returns bytes by rate on the dev symbols, and how far the integers are from what was trained.
+    Returns bytes by rate on the dev symbols, the mean without roundings (what integers cost), and
+    how far the integers of the product are from those of training.
     """
     torch.manual_seed(args.seed)
     tables = gaussian_tables(default_scales(), FRACTIONS)
@@ -246,6 +247,10 @@ def fit(
     report["dev_bytes_by_rate"] = evaluate(model, cost, sets["dev"])
     model.eval()
     if isinstance(model, EntropyTransformer):
+        model.set_exact(False)
+        report["dev_bytes_without_roundings"] = evaluate(model, cost, sets["dev"])["mean"]
+        model.set_exact(True)
+        model.eval()
         arrays = model.arrays() | {f"gain.{k}": v for k, v in gains.items()}
         args.out.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(args.out / "entropy.npz", **arrays)
