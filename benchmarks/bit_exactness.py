@@ -5,7 +5,9 @@
 Faces of the development set are encoded once. Their symbols are then coded and decoded again in
 processes of their own, with one and two threads and other BLAS kernels; torch and ONNX Runtime
 (optimised and not) say the tables of the same symbols as one graph. Everything has to agree to the
-bit; the command fails when anything does not. Needs the shared face sets and the train extra.
+bit; the command fails when anything does not. That a difference would be seen is shown by decoding
+with one weight of each matrix off by one unit: other tables have to end in an error. Needs the
+shared face sets and the train extra.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from benchmarks.report import write_result
 from sfic.codec import Codec
 from sfic.entropy.model import PARTS, EntropyModel, LayerSymbols
 from sfic.entropy.tables import TableSet
+from sfic.errors import PacketError
+from sfic.layers import up_to
 from sfic.locations import models_dir
+from sfic.packet import PacketHeader, open_packet, seal_packet, verify
 
 Faces = list[tuple[int, LayerSymbols]]
 
@@ -117,6 +122,49 @@ def graphs(
     return wrong
 
 
+def packets_of(model: EntropyModel, rate: int, symbols: LayerSymbols) -> dict[str, bytes]:
+    """The three packets of a face, as `sfic.codec` seals them."""
+    packets = {}
+    for layer in PARTS:
+        checked = [symbols.of_layer(lower) for lower in up_to(layer)]
+        payload = model.encode(layer, rate, symbols)
+        packets[layer] = seal_packet(PacketHeader(layer, rate, b"\0\0"), payload, checked)
+    return packets
+
+
+def open_all(model: EntropyModel, packets: dict[str, bytes]) -> LayerSymbols:
+    """Decode and check; PacketError where a check fails."""
+    known = LayerSymbols({})
+    for layer, packet in packets.items():
+        header, payload, check = open_packet(packet, layer=layer)
+        known = model.decode(layer, header.rate, payload, known)
+        verify(check, header, [known.of_layer(lower) for lower in up_to(layer)])
+    return known
+
+
+def disturbed(
+    arrays: dict[str, npt.NDArray[Any]], model: EntropyModel, faces: Faces
+) -> dict[str, int]:
+    """What becomes of faces whose decoder has one weight that is off by one unit."""
+    rng = np.random.default_rng(0)
+    found = {"caught": 0, "the same symbols": 0, "other symbols, unnoticed": 0}
+    names = [n for n in sorted(arrays) if n.startswith("net.") and n.endswith(".weight")]
+    for i, name in enumerate(names):
+        rate, symbols = faces[i % len(faces)]
+        weight = arrays[name].copy()
+        place = rng.integers(weight.size)
+        weight.reshape(-1)[place] += 1 if weight.reshape(-1)[place] < 0 else -1
+        other = EntropyModel.from_arrays({**arrays, name: weight}, model.tables)
+        try:
+            known = open_all(other, packets_of(model, rate, symbols))
+        except PacketError:
+            found["caught"] += 1
+        else:
+            same = all(np.array_equal(known.parts[p], v) for p, v in symbols.parts.items())
+            found["the same symbols" if same else "other symbols, unnoticed"] += 1
+    return found
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -145,11 +193,15 @@ def main() -> None:
         "distinct_digests": len(digests),
         "runs": results,
         "faces_with_another_table": graphs(arrays, model, faces),
+        "one_weight_off_by_one": disturbed(arrays, model, faces),
     }
     print(json.dumps(figures, indent=1))
     print(write_result("bit_exactness", figures))
     if wrong or len(digests) != 1 or any(figures["faces_with_another_table"].values()):
         sys.exit("not the same everywhere")
+    off = figures["one_weight_off_by_one"]
+    if not off["caught"] or off["other symbols, unnoticed"]:
+        sys.exit("a disturbed weight went unnoticed")
 
 
 if __name__ == "__main__":

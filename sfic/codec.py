@@ -20,7 +20,7 @@ from sfic.alignment import align
 from sfic.analysis import Analysis, SamePerson, read_heads
 from sfic.bundle import ModelBundle
 from sfic.detection import FaceDetector
-from sfic.effort import Refiner
+from sfic.effort import STEPS, Laws, Refiner
 from sfic.entropy.model import PARTS, EntropyModel, LayerSymbols
 from sfic.entropy.tables import TableSet
 from sfic.errors import BundleError, InvalidInput, LayerMissing, PacketError, SficError
@@ -431,7 +431,10 @@ class _Face:
         self._crop = crop
         self._effort = effort
         self._latents = codec._analyse(crop)
+        self._small = _planes(_resize(crop, int(codec.bundle.meta["picture"])))
+        self._slopes: dict[int, float] = {}
         self._refined: dict[int, dict[str, FloatArray]] = {}
+        self._refined_spatial: dict[tuple[Any, ...], FloatArray] = {}
         self.price = PRICE if effort else 0.0
 
     def values(self, rate: int) -> Callable[[str, LayerSymbols], FloatArray]:
@@ -439,9 +442,15 @@ class _Face:
         if self._effort < 2:
             return lambda part, chosen: self._one_pass(part, chosen, rate)
         if rate not in self._refined:
-            self._refined[rate] = self._refine(rate)
-        refined = self._refined[rate]
-        return lambda part, chosen: refined[part]
+            self._refined[rate] = self._refine_styles(rate)
+        styles = self._refined[rate]
+
+        def ideal(part: str, chosen: LayerSymbols) -> FloatArray:
+            if part != "spatial":
+                return styles[part]
+            return self._refine_spatial(chosen, rate)
+
+        return ideal
 
     def _one_pass(self, part: str, chosen: LayerSymbols, rate: int) -> FloatArray:
         spatial = part == "spatial"
@@ -450,16 +459,66 @@ class _Face:
         scaled: FloatArray = value * codec._gain(part, rate)
         return scaled
 
-    def _refine(self, rate: int) -> dict[str, FloatArray]:
+    def _refine_styles(self, rate: int) -> dict[str, FloatArray]:
+        start = self._one_pass_all(rate)
+        steps = STEPS[self._effort][0]
+        return self._codec._refiner.refine(
+            self._small, start, self._gains(rate), self._laws(rate), self._bit(rate), steps
+        )
+
+    def _refine_spatial(self, chosen: LayerSymbols, rate: int) -> FloatArray:
+        styles = {name: chosen.parts[name] for name in LAYERS}
+        key = (rate, *(symbols.tobytes() for symbols in styles.values()))
+        if key not in self._refined_spatial:
+            start = {"spatial": self._one_pass("spatial", chosen, rate)}
+            refined = self._codec._refiner.refine(
+                self._small, start, self._gains(rate), self._laws(rate), self._bit(rate),
+                STEPS[self._effort][1], fixed=styles,
+            )
+            self._refined_spatial[key] = refined["spatial"]
+        return self._refined_spatial[key]
+
+    def _one_pass_all(self, rate: int) -> dict[str, FloatArray]:
         nothing = LayerSymbols({})
-        start: dict[str, FloatArray] = {
+        values: dict[str, FloatArray] = {
             name: self._one_pass(name, nothing, rate) for name in LAYERS
         }
-        rounded = {name: np.rint(value).astype(np.int32) for name, value in start.items()}
-        start["spatial"] = self._one_pass("spatial", LayerSymbols(rounded), rate)
-        gains = {part: self._codec._gain(part, rate) for part in start}
-        small = _planes(_resize(self._crop, int(self._codec.bundle.meta["picture"])))
-        return self._codec._refiner.refine(small, start, gains, self._effort)
+        rounded = {name: np.rint(value).astype(np.int32) for name, value in values.items()}
+        return values | {"spatial": self._one_pass("spatial", LayerSymbols(rounded), rate)}
+
+    def _bit(self, rate: int) -> float:
+        """Distortion that a bit is worth: the slope between this face's points around a rate."""
+        if rate not in self._slopes:
+            points = []
+            for other in (max(rate - 1, RATES[0]), min(rate + 1, RATES[-1])):
+                values = self._one_pass_all(other)
+                symbols = LayerSymbols({k: np.rint(v).astype(np.int32) for k, v in values.items()})
+                bits = sum(
+                    float(cost.sum())
+                    for layer in LAYERS
+                    for cost in self._codec._entropy.bits(layer, other, symbols).values()
+                )
+                distortion = self._codec._refiner.distortion(
+                    self._small, symbols.parts, self._gains(other)
+                )
+                points.append((bits, distortion))
+            (few, worse), (many, better) = points
+            self._slopes[rate] = max(worse - better, 0.0) / max(many - few, 1.0)
+        return self._slopes[rate]
+
+    def _laws(self, rate: int) -> Laws:
+        def laws(
+            parts: Mapping[str, npt.NDArray[np.int32]],
+        ) -> dict[str, tuple[FloatArray, FloatArray]]:
+            found: dict[str, tuple[FloatArray, FloatArray]] = {}
+            for layer in LAYERS:
+                found |= self._codec._entropy.laws(layer, rate, LayerSymbols(parts))
+            return found
+
+        return laws
+
+    def _gains(self, rate: int) -> dict[str, FloatArray]:
+        return {part: self._codec._gain(part, rate) for part in (*LAYERS, "spatial")}
 
 
 def _checked_crop(crop: Rgb) -> Rgb:

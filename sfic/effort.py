@@ -4,15 +4,22 @@ What belongs here: the objective and the steps. Rounding, choice of symbols and 
 `sfic.codec`; the graphs are the bundle's own, run in torch (`sfic.networks.onnx_graph`), so this
 works without a second copy of the weights. Needs the `train` extra.
 
-Distortion is what the bundle itself can tell without a teacher: multi-scale L1 of the picture that
-the spatial code makes, and the distance of the identity embeddings that its own analysis and heads
-read from it and from the face. Rounding passes its gradient straight through; a step away from the
-one-pass latents costs, so that the bytes stay about the same.
+The objective is `distortion + weight * bits`. Distortion is what the bundle itself can tell without
+a teacher: multi-scale L1 of the picture that the spatial code makes, and the distance of the
+identity embeddings that its own analysis and heads read from it and from the face. Bits are those
+of the laws that the real entropy model says (refreshed every few steps), with a logistic density in
+place of tables; the weight is what a bit is worth between this rate and the next ones, for this
+face. Rounding passes its gradient straight through.
+
+Two rounds: all parts together, of which the styles are kept and chosen; then the spatial code
+alone, for the styles that were chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,17 +34,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FloatArray = npt.NDArray[np.float32]
+# Symbols of some parts -> mean and deviation, in steps, that the entropy model gives each of them.
+Laws = Callable[[Mapping[str, npt.NDArray[np.int32]]], Mapping[str, tuple[FloatArray, FloatArray]]]
 
-__all__ = ["STEPS", "Refiner"]
+__all__ = ["STEPS", "Laws", "Refiner"]
 
-STEPS: Final = {2: 24, 3: 96}
+STEPS: Final = {2: (8, 16), 3: (32, 64)}  # of each round
 LEARNING_RATE: Final = 0.08  # quantiser steps
-IDENTITY_WEIGHT: Final = 0.1
-STAY_WEIGHT: Final = 1e-4
+IDENTITY_WEIGHT: Final = 0.3
+REFRESH: Final = 8  # steps between two looks at the laws
+LEAST_DEVIATION: Final = 0.12  # of a law: below it no gradient would lead away from its mean
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the styles alone give."""
+
+    features: Tensor
+    preview: Tensor
 
 
 class Refiner:
-    """Moves latents so that the decoded preview comes nearer to the face."""
+    """Moves latents so that the decoded picture comes nearer to the face for its bits."""
 
     def __init__(self, bundle: ModelBundle) -> None:
         """Load the graphs; MissingExtra without torch and onnx."""
@@ -63,52 +81,86 @@ class Refiner:
         result: Tensor = self._graphs[graph](inputs, [output])[0]
         return result
 
+    def distortion(
+        self, crop: FloatArray, symbols: Mapping[str, FloatArray], gains: Mapping[str, FloatArray]
+    ) -> float:
+        """The objective's distortion of the picture that these symbols decode to."""
+        import torch
+
+        with torch.no_grad():
+            target = torch.from_numpy(crop)
+            values = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in symbols.items()}
+            latents = _latents(values, gains)
+            wanted = self._identity(target)
+            return float(self._distortion(latents, self._shown(latents), target, wanted))
+
     def refine(
         self,
         crop: FloatArray,
-        ideal: Mapping[str, FloatArray],
+        start: Mapping[str, FloatArray],
         gains: Mapping[str, FloatArray],
-        effort: int,
+        laws: Laws,
+        weight: float,
+        steps: int,
+        fixed: Mapping[str, FloatArray] | None = None,
     ) -> dict[str, FloatArray]:
-        """Better values before rounding, in quantiser steps, for every part.
+        """Better values before rounding, in quantiser steps, for the parts of `start`.
 
-        `crop`: float32 [1, 3, 128, 128] in [-1, 1]. `ideal`: the one-pass values of basic, middle,
-        enhanced [n] and spatial [C, S, S]; `gains`: quantiser steps to the unit, of the same shape
-        or broadcasting to it.
+        `crop`: float32 [1, 3, 128, 128] in [-1, 1]. `start`: the one-pass values of basic, middle,
+        enhanced [n] and spatial [C, S, S], or of spatial alone; `fixed`: symbols of the parts that
+        are not in it. `gains`: quantiser steps to the unit, of the same shapes or broadcasting to
+        them. `laws`: of all symbols; `weight`: distortion that a bit is worth.
         """
         import torch
-        import torch.nn.functional as F  # noqa: N812
 
         target = torch.from_numpy(crop)
-        start = {name: torch.from_numpy(np.array(value)) for name, value in ideal.items()}
-        values = {name: value.clone().requires_grad_(True) for name, value in start.items()}
-        scale = {name: torch.from_numpy(np.array(gains[name])) for name in start}
+        known = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in (fixed or {}).items()}
+        values = {
+            name: torch.from_numpy(np.array(value)).requires_grad_(True)
+            for name, value in start.items()
+        }
         optimiser = torch.optim.Adam(list(values.values()), lr=LEARNING_RATE, betas=(0.9, 0.95))
-        steps = STEPS[effort]
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         with torch.no_grad():
             wanted = self._identity(target)
-        for _ in range(steps):
-            rounded = {k: v + (v.round() - v).detach() for k, v in values.items()}
-            latents = {k: (v / scale[k])[None] for k, v in rounded.items()}
-            styles = self._run("styles", "styles_enhanced", **{k: latents[k] for k in LAYERS})
-            features = self._run("generator_low", "features", styles=styles)
-            preview = self._run("generator_high", self._preview, styles=styles, features=features)
-            inputs = {"code": latents["spatial"], "features": features, "preview": preview}
-            picture = self._run("correction", "picture", **inputs)
-            loss = 1.0 - (self._identity(picture) * wanted).sum()
-            loss = IDENTITY_WEIGHT * loss
-            a, b = picture, target
-            for _ in range(4):
-                loss = loss + (a - b).abs().mean()
-                a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+            still = self._shown(_latents(known, gains)) if known else None
+        current: Mapping[str, tuple[FloatArray, FloatArray]] = {}
+        for step in range(steps):
+            rounded = {k: v + (v.round() - v).detach() for k, v in values.items()} | known
+            if step % REFRESH == 0:
+                current = laws(
+                    {k: v.detach().numpy().astype(np.int32) for k, v in rounded.items()}
+                )
+            latents = _latents(rounded, gains)
+            shown = still or self._shown(latents)
+            loss = self._distortion(latents, shown, target, wanted)
             for name, value in values.items():
-                loss = loss + STAY_WEIGHT * (value - start[name]).square().sum()
+                loss = loss + weight * _bits(value, *current[name])
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
         return {name: value.detach().numpy() for name, value in values.items()}
+
+    def _shown(self, latents: Mapping[str, Tensor]) -> _Shown:
+        styles = self._run("styles", "styles_enhanced", **{k: latents[k] for k in LAYERS})
+        features = self._run("generator_low", "features", styles=styles)
+        preview = self._run("generator_high", self._preview, styles=styles, features=features)
+        return _Shown(features, preview)
+
+    def _distortion(
+        self, latents: Mapping[str, Tensor], shown: _Shown, target: Tensor, wanted: Tensor
+    ) -> Tensor:
+        import torch.nn.functional as F  # noqa: N812
+
+        inputs = {"features": shown.features, "preview": shown.preview}
+        picture = self._run("correction", "picture", code=latents["spatial"], **inputs)
+        loss = IDENTITY_WEIGHT * (1.0 - (self._identity(picture) * wanted).sum())
+        a, b = picture, target
+        for _ in range(4):
+            loss = loss + (a - b).abs().mean()
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        return loss
 
     def _identity(self, picture: Any) -> Tensor:
         """picture: [1, 3, 128, 128] -> the unit embedding [1, D] that the bundle reads from it."""
@@ -118,3 +170,19 @@ class Refiner:
         large = F.interpolate(picture, size=size, mode="bilinear", align_corners=False)
         basic = self._run("analysis", "basic", crop=large)
         return self._run("heads", "embedding", basic=basic)
+
+
+def _latents(values: Mapping[str, Tensor], gains: Mapping[str, FloatArray]) -> dict[str, Tensor]:
+    import torch
+
+    return {k: (v / torch.from_numpy(np.array(gains[k])))[None] for k, v in values.items()}
+
+
+def _bits(value: Tensor, mean: FloatArray, deviation: FloatArray) -> Tensor:
+    """Bits of all values under logistic laws, integrated over a step around each."""
+    import torch
+
+    scale = torch.from_numpy(np.maximum(deviation, LEAST_DEVIATION)) * (math.sqrt(3) / math.pi)
+    distance = (value - torch.from_numpy(mean)).abs()
+    upper, lower = torch.sigmoid((0.5 - distance) / scale), torch.sigmoid((-0.5 - distance) / scale)
+    return -torch.log2((upper - lower).clamp_min(1e-6)).sum()

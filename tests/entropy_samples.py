@@ -30,7 +30,8 @@ def random_arrays(seed: int) -> Arrays:
         return rng.integers(low, high + 1, shape).astype(np.int16)
 
     c, s, _ = SIZES["spatial"]
-    tokens, patches, window = sum(map(sum, STEPS.values())), (s // 2) ** 2, 36 * c
+    tokens, patches = sum(map(sum, STEPS.values())), (s // 2) ** 2
+    leading, others = int((GROUPS == 0).sum()), int((GROUPS > 0).sum())
     arrays: Arrays = {"net.shape": np.array([WIDTH, HEADS, 2, 2])}
 
     def dense(name: str, outputs: int, inputs: int, *lead: int, spread: int = 60) -> None:
@@ -55,14 +56,23 @@ def random_arrays(seed: int) -> Arrays:
             if known:
                 dense(f"around_{part}{i}", 8 * count, known, spread=10)
             known += 8 * count
+    dense("lead_hidden", HIDDEN, WIDTH)
+    dense("lead_down", WIDTH, HIDDEN)
     for i in range(len(QUADRANTS)):
-        dense(f"window{i}", WIDTH, window, spread=20)
-        dense(f"patch_head{i}", 2 * c, WIDTH, spread=20)
-        dense(f"around_spatial{i}", c, window, spread=8)
-        dense(f"channels{i}", 2 * c, 2 * c, spread=20)
-        later = GROUPS[None, :] < GROUPS[:, None]  # [out, in]
+        known = 18 * i * leading
+        if i:
+            dense(f"lead_window{i}", WIDTH, known, spread=20)
+            dense(f"lead_head{i}", 2 * leading, WIDTH, spread=20)
+            dense(f"around_lead{i}", 2 * leading, known, spread=8)
+        known = 18 * (4 * leading + i * others)
+        dense(f"window{i}", WIDTH, known, spread=20)
+        dense(f"patch_head{i}", 2 * others, WIDTH, spread=20)
+        dense(f"around_spatial{i}", 2 * others, known, spread=8)
+        dense(f"channels{i}", 2 * others, 2 * others, spread=20)
+        own = GROUPS[GROUPS > 0]
+        later = own[None, :] < own[:, None]  # [out, in]
         arrays[f"net.channels{i}.weight"] *= np.tile(later, (2, 2)).astype(np.int8)
-        arrays[f"net.channels{i}.bias"] *= np.tile(GROUPS > 0, 2)
+        arrays[f"net.channels{i}.bias"] *= np.tile(own > 1, 2)
     arrays |= {
         "net.embed_rate": whole(-2000, 2000, RATES, WIDTH),
         "net.start": whole(-60, 60, RATES, WIDTH),
@@ -70,6 +80,7 @@ def random_arrays(seed: int) -> Arrays:
         "net.rate": whole(-30, 30, RATES, WIDTH),
         "net.patch": whole(-64, 64, patches, WIDTH),
         "net.patch_rate": whole(-30, 30, len(QUADRANTS), RATES, WIDTH),
+        "net.lead_rate": whole(-30, 30, len(QUADRANTS), RATES, WIDTH),
         "net.exp": np.append(np.floor(127 * 2.0 ** (-np.arange(128) / 16) + 0.5), 0).astype(int),
     }
     for part, size in SIZES.items():

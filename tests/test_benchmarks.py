@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import conditions, quality, tasks, tasks_beside, tasks_table
+from benchmarks import conditions, effort, quality, tasks, tasks_beside, tasks_table
 from benchmarks.report import markdown_table, write_markdown, write_result
 from sfic.evaluation.codecs import Setting
 from sfic.evaluation.dataset import Sample
@@ -330,3 +330,24 @@ def test_parsing_is_judged_by_the_masks_of_the_data(shared_dir: Path) -> None:
     blank = tasks_table.Table(replace(basics, results=(SimpleNamespace(parsing=0 * told),)))
     tasks.parsing_task(blank)
     assert blank.lines[0].value < 0.2 and blank.lines[0].met is False
+
+
+# -- effort
+
+
+def test_an_effort_is_held_against_effort_0_at_its_own_bytes() -> None:
+    """Fewer bytes for the same picture are a gain; the same point on the same curve is none."""
+    evaluation = evaluation_of(0.1, 0.0)
+    summaries = evaluation.summaries("identity")
+    better, base = summaries["sfic"], summaries["vvc"]
+    rows = effort.gains(base, better)
+    assert [row["bytes"] for row in rows] == [90, 900]
+    for row in rows:
+        low, high = row["interval"]
+        assert low < row["gain"] < high
+        assert row["gain"] == pytest.approx(0.1, abs=0.01)
+    half = replace(better, bytes=better.bytes * [1.0, 1 / 3], values=base.values)
+    assert effort.gains(base, half)[1]["gain"] == pytest.approx(0.3 * np.log(3) / np.log(10), 0.05)
+    assert effort.gains(base, base)[0]["gain"] == 0
+    written = effort.table("identity", {"1": dict(zip("19", rows, strict=True))}, [1, 9])
+    assert "| 1 | 0.5" in written and "with 90 bytes (**+0." in written

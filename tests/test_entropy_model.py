@@ -302,6 +302,42 @@ def test_a_weight_off_by_one_fails_the_check(arrays: Arrays, model: EntropyModel
     assert caught > len(names) // 3
 
 
+def test_plain_arithmetic_is_near_the_exact_one(arrays: Arrays) -> None:
+    """Most of training is done without roundings: that must be training of the same network."""
+    torch = pytest.importorskip("torch", reason="the train extra is not installed")
+    from training.entropy_base import TableCost
+    from training.entropy_network import EntropyTransformer
+
+    network, cost = EntropyTransformer.from_arrays(arrays), TableCost(TABLES)
+    rng = np.random.default_rng(11)
+    faces = [random_symbols(rng, SIZES).parts for _ in range(9)]
+    parts = {p: torch.from_numpy(np.stack([f[p] for f in faces])).float() for p in SIZES}
+    rate = torch.arange(9)
+    with torch.no_grad():
+        exact = network(parts, rate, cost)
+        network.set_exact(False)
+        plain = network(parts, rate, cost)
+    for part, bits in exact.items():
+        assert not torch.equal(plain[part], bits) or part == "enhanced"
+        torch.testing.assert_close(plain[part], bits, rtol=0.03, atol=2.0)
+
+
+def test_the_liveliest_channels_lead() -> None:
+    pytest.importorskip("torch", reason="the train extra is not installed")
+    from training.codec_checkpoint import SymbolSet
+    from training.train_entropy import CHANNEL_GROUPS, channel_groups
+
+    rng = np.random.default_rng(12)
+    for count in (2, 3, 16, 32):
+        spread = rng.permutation(count) + 1
+        spatial = rng.normal(size=(50, count, 4, 4)) * 10 * spread[:, None, None]
+        data = SymbolSet({"spatial": spatial.astype(np.int16)}, np.ones(50), np.ones(50))
+        groups = channel_groups(data)
+        assert (np.diff(groups[np.argsort(-spread)]) >= 0).all()
+        assert set(groups) == set(range(groups.max() + 1)) and groups.max() >= 1
+        assert (groups == 0).sum() == min(CHANNEL_GROUPS[0], count - 1)
+
+
 def test_a_bundle_with_another_weight_is_refused_by_name(codec: Codec, tmp_path: Path) -> None:
     """The packet's bundle id would tell; here the file itself is not the manifest's."""
     for file in models_dir().iterdir():

@@ -60,12 +60,18 @@ class SymbolSet:
     rate: npt.NDArray[np.int64]
     picture: npt.NDArray[np.int64]
 
-    def save(self, path: Path) -> None:
-        np.savez(path, rate=self.rate, picture=self.picture, **self.parts)
+    def save(self, path: Path, source: str) -> None:
+        """`source`: what they were made from, as `load` has to name it."""
+        np.savez(path, rate=self.rate, picture=self.picture, source=source, **self.parts)
 
     @classmethod
-    def load(cls, path: Path) -> SymbolSet:
+    def load(cls, path: Path, source: str) -> SymbolSet | None:
+        """What was saved; None when there is nothing, or it is of another source."""
+        if not path.exists():
+            return None
         with np.load(path) as file:
+            if "source" not in file.files or str(file["source"]) != source:
+                return None
             parts = {name: file[name] for name in (*LAYERS, "spatial")}
             return cls(parts, file["rate"], file["picture"])
 
@@ -80,12 +86,13 @@ def collect_symbols(
     rates_each: int,
     seed: int = 3,
     flips: bool = True,
+    quick: bool = False,
     batch: int = 16,
 ) -> SymbolSet:
     """Encode each picture (and its mirror image) at `rates_each` random rates.
 
     `embeddings`: the identity network's, [M, E], for a codec with one; `size`: side of what the
-    trunk sees.
+    trunk sees. `quick`: all but the trunk in bfloat16, as in training, for symbols to learn from.
     """
     rng = np.random.default_rng(seed)
     columns: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in (*LAYERS, "spatial")}
@@ -100,9 +107,10 @@ def collect_symbols(
             for _ in range(rates_each):
                 rate = rng.integers(1, RATE_COUNT + 1, len(seen))
                 t = torch.from_numpy(RATE_POSITIONS[rate - 1]).float()
-                symbols = symbols_of(codec, generator, z, small, t)
+                with torch.autocast("cpu", torch.bfloat16, enabled=quick):
+                    symbols = symbols_of(codec, generator, z, small, t)
                 for name, value in symbols.items():
-                    columns[name].append(value.numpy().astype(np.int16))
+                    columns[name].append(value.float().numpy().astype(np.int16))
                 rates.append(rate)
                 indices.append(np.arange(start, start + len(seen)))
     parts = {name: np.concatenate(value) for name, value in columns.items()}

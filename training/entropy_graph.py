@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sfic.entropy.model import GROUP, MEAN_LIMIT, QUADRANTS, VECTORS, EntropyModel, LayerSymbols
+from sfic.entropy.model import MEAN_LIMIT, QUADRANTS, VECTORS, EntropyModel, LayerSymbols
 from training.entropy_network import EntropyTransformer
 
 OPSET = 17
@@ -28,9 +28,6 @@ class Laws(nn.Module):
     def __init__(self, network: EntropyTransformer, scale_count: int) -> None:
         super().__init__()
         self.network, self.top = network, scale_count - 1
-        first = network.steps["basic"][0] * GROUP
-        count = sum(network.sizes[p][0] for p in VECTORS)
-        self.register_buffer("heard", (torch.arange(count) >= first).float())
 
     def forward(
         self, basic: Tensor, middle: Tensor, enhanced: Tensor, spatial: Tensor, rate: Tensor
@@ -38,23 +35,14 @@ class Laws(nn.Module):
         """Symbols [n, ...] (float-valued integers), rate [n] 0..8 -> mean, scale [n, symbols]."""
         net = self.network
         parts = dict(zip(VECTORS, (basic, middle, enhanced), strict=True))
-        known = torch.cat([net.activations(p, parts[p], rate) for p in VECTORS], dim=1)
-        tokens = net.tokens(known, rate)
-        base = torch.cat([net.base_units(p, rate) for p in VECTORS], dim=2)
-        gain = torch.cat([getattr(net, f"output_{p}")[rate] for p in VECTORS], dim=1)
-        u, v = net.vector_laws(known, tokens, rate)
-        laws = [net.law(base, u * self.heard, v * self.heard, gain)]
-        c, s, _ = net.sizes["spatial"]
-        code = net.activations("spatial", spatial, rate)
-        base = net.base_units("spatial", rate).unflatten(2, (c, s, s))
-        gain = net.output_spatial[rate][:, None]
-        for step, (y, x) in enumerate(QUADRANTS):
-            u, v = net.spatial_laws(step, code, tokens, rate)
-            own = base[..., y::2, x::2].flatten(3).transpose(2, 3)
-            mean, scale = net.law(own, u, v, gain)
-            for group in range(int(net.groups.max()) + 1):
-                channels = torch.from_numpy(np.flatnonzero(net.groups == group))
-                laws.append((mean[:, :, channels].flatten(1), scale[:, :, channels].flatten(1)))
+        *vectors, tokens = net.vector_tables(parts, rate)
+        laws = [tuple(vectors)]
+        tables = net.spatial_tables(spatial, tokens, rate)
+        for i, (_, *law) in enumerate(tables):
+            groups = net.groups[net.groups == 0] if i < len(QUADRANTS) else net.groups[net.rest]
+            for group in np.unique(groups):
+                channels = torch.from_numpy(np.flatnonzero(groups == group))
+                laws.append(tuple(x[:, :, channels].flatten(1) for x in law))
         mean, scale = (torch.cat(column, dim=1) for column in zip(*laws, strict=True))
         return mean.clamp(-MEAN_LIMIT, MEAN_LIMIT), scale.clamp(0, self.top)
 

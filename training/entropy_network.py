@@ -1,14 +1,19 @@
 """The integer transformer of `sfic.entropy` in torch: float parameters, the same roundings.
 
-What belongs here: the network that training moves, and the arrays that the product reads. In
-training a rounded value carries the gradient of the unrounded one; without gradients every number
-is the integer that `sfic.entropy.transformer` computes. The loop is `training.train_entropy`.
+What belongs here: the network that training moves, and the arrays that the product reads. The loop
+is `training.train_entropy`.
+
+A network has two arithmetics. The exact one rounds as `sfic.entropy.transformer` does: a rounded
+value carries the gradient of the unrounded one, and without gradients every number is the integer
+that the product computes. The plain one leaves all roundings out and multiplies in bfloat16: five
+times as fast, and near enough that most of training can be done in it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +50,21 @@ def rounded(x: Tensor) -> Tensor:
     return straight(torch.floor(x + 0.5), x)
 
 
+def clipped(x: Tensor, low: float, high: float) -> Tensor:
+    """A clamp whose way back is one pass over memory."""
+    return F.hardtanh(x, low, high)
+
+
+def residual(x: Tensor) -> Tensor:
+    """The residual stream, clipped."""
+    return clipped(x, -float(fixed.RESIDUAL_MAX), float(fixed.RESIDUAL_MAX))
+
+
+def within_law(u: Tensor) -> Tensor:
+    """The mean's part of a law, clipped."""
+    return clipped(u, -float(fixed.LAW_MAX), float(fixed.LAW_MAX))
+
+
 class Dense(nn.Module):
     """`transformer._Dense`; `places`: a matrix for each of so many tokens."""
 
@@ -59,22 +79,38 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(torch.zeros(*lead, outputs))
         self.shift, self.low, self.high = shift, low, high
         self.mask: Tensor | None = None
+        self.exact = True
 
     def units(self) -> tuple[Tensor, Tensor]:
         weight = rounded(self.weight * WEIGHT_UNIT).clamp(-127, 127)
         bias = rounded(self.bias * BIAS_UNIT)
+        return self._masked(weight, bias)
+
+    def _masked(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if self.mask is not None:  # what has no inputs is not to move at all
             return weight * self.mask, bias * self.mask.amax(dim=1)
         return weight, bias
 
     def forward(self, x: Tensor, extra: Tensor | float = 0.0) -> Tensor:
         """x: [..., in], or [n, places, in] -> [..., out]; `extra` is added to the sums."""
-        weight, bias = self.units()
-        if weight.ndim == 3:
-            total = torch.einsum("npi,poi->npo", x, weight) + bias
+        if self.exact:
+            weight, bias = self.units()
         else:
+            unit = 0.5**self.shift
+            weight = self.weight.clamp(-127 / WEIGHT_UNIT, 127 / WEIGHT_UNIT)
+            weight, bias = self._masked(weight * (WEIGHT_UNIT * unit), self.bias * BIAS_UNIT * unit)
+            x, weight = x.bfloat16(), weight.bfloat16()
+        if weight.ndim == 3:
+            total = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1) + bias
+        elif self.exact:
             total = x @ weight.T + bias
-        return rounded((total + extra) * 0.5**self.shift).clamp(self.low, self.high)
+        else:
+            total = F.linear(x, weight, bias.bfloat16())
+        if self.exact:
+            return clipped(rounded((total + extra) * 0.5**self.shift), self.low, self.high)
+        if not isinstance(extra, float):
+            total = total + extra * 0.5**self.shift
+        return clipped(total, self.low, self.high)
 
 
 class Block(nn.Module):
@@ -90,6 +126,7 @@ class Block(nn.Module):
         self.down = Dense(hidden, width, fixed.SHIFT, -limit, limit, gain=0.5)
         self.heads = heads
         self.drop = 0.0
+        self.exact = True
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # [n, heads, L, d]
@@ -103,26 +140,34 @@ class Block(nn.Module):
         allowed: Tensor | None, own: bool,
     ) -> Tensor:
         """x: [n, T, D]; keys, values: [n, heads, L, d]; allowed: bool [T, L] -> [n, T, D]."""
-        y = norm(x)
+        y = norm(x, self.exact)
         if own:
             own_keys, own_values = self.keys_values(y)
             keys = torch.cat((keys, own_keys), dim=2)
             values = torch.cat((values, own_values), dim=2)
-        mean = attend(self.split(self.query(y)), keys, values, exp, allowed)
+        query = self.split(self.query(y))
+        if self.exact:
+            mean = attend(query, keys, values, exp, allowed)
+        else:
+            mean = plain_attend(query, keys, values, allowed)
         mean = mean.transpose(1, 2).flatten(2)  # [n, T, D]
-        x = x + F.dropout(self.out(mean), self.drop, self.training)
-        x = x.clamp(-fixed.RESIDUAL_MAX, fixed.RESIDUAL_MAX)
-        x = x + F.dropout(self.down(self.hidden(norm(x))), self.drop, self.training)
-        return x.clamp(-fixed.RESIDUAL_MAX, fixed.RESIDUAL_MAX)
+        x = self._plus(x, self.out(mean))
+        return self._plus(x, self.down(self.hidden(norm(x, self.exact))))
+
+    def _plus(self, x: Tensor, change: Tensor) -> Tensor:
+        if self.drop and self.training:
+            change = F.dropout(change, self.drop)
+        return residual(x + change)
 
 
-def norm(x: Tensor) -> Tensor:
+def norm(x: Tensor, exact: bool) -> Tensor:
     """`IntegerTransformer._norm`."""
     total = x.abs().sum(dim=-1, keepdim=True).clamp_min(float(x.shape[-1]))
-    hard = torch.floor(x * torch.floor(fixed.NORM_NUMERATOR / total) * 0.5**fixed.NORM_SHIFT + 0.5)
-    if torch.is_grad_enabled() and x.requires_grad:
-        hard = straight(hard, x * (fixed.NORM_NUMERATOR * 0.5**fixed.NORM_SHIFT) / total)
-    return hard.clamp(-TOP, TOP)
+    plain = x * (fixed.NORM_NUMERATOR * 0.5**fixed.NORM_SHIFT / total)
+    if exact:
+        ratio = torch.floor(fixed.NORM_NUMERATOR / total.detach())
+        plain = straight(torch.floor(x.detach() * ratio * 0.5**fixed.NORM_SHIFT + 0.5), plain)
+    return clipped(plain, -TOP, TOP)
 
 
 def attend(
@@ -143,6 +188,32 @@ def attend(
     return straight(hard, 2.0 * sums / total) if sums.requires_grad else hard
 
 
+def plain_attend(q: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
+    """As `attend`, without roundings."""
+    # A tenth of the time of scaled_dot_product_attention, whose way back is slow on small heads.
+    score = (q * (0.5**fixed.SCORE_SHIFT * math.log(2) / 16)) @ keys.transpose(2, 3)
+    if allowed is not None:
+        score = score.masked_fill(~allowed, -1e6)
+    return 2.0 * (score.softmax(dim=-1) @ values)
+
+
+def windows(planes: Tensor) -> Tensor:
+    """`transformer.patch_windows` of a batch: [n, P, h, w] -> [n, h w, 9 P]."""
+    n, p, h, w = planes.shape
+    padded = F.pad(planes, [fixed.WINDOW // 2] * 4)
+    shifted = [
+        padded[:, :, y : y + h, x : x + w]
+        for y in range(fixed.WINDOW) for x in range(fixed.WINDOW)
+    ]
+    stack = torch.stack(shifted, dim=4)  # [n, P, h, w, 9]
+    return stack.permute(0, 2, 3, 1, 4).reshape(n, h * w, p * fixed.WINDOW**2)
+
+
+def with_magnitudes(x: Tensor) -> Tensor:
+    """x: [..., k] -> x and its magnitudes [..., 2 k]."""
+    return torch.cat((x, x.abs()), dim=-1)
+
+
 def exponents() -> npt.NDArray[np.int16]:
     """The table EXP of the file: 127 * 2**(-t / 16), rounded; 0 at its end."""
     table = np.floor(127 * 2.0 ** (-np.arange(fixed.EXP_STEPS + 1) / 16) + 0.5)
@@ -155,7 +226,8 @@ class EntropyTransformer(nn.Module):
 
     `sizes`: as in the file. `inputs`, `outputs`: integer units [9, n] of each part. `base`: the
     laws without context that training starts from, [9, 2, n]. `steps`: tokens in each step.
-    `groups`: of each channel of the spatial code, in which group of a step it is coded, int [C].
+    `groups`: of each channel of the spatial code, 0 if it leads, else in which group of a step it
+    is coded, int [C].
     """
 
     def __init__(
@@ -192,28 +264,48 @@ class EntropyTransformer(nn.Module):
         self.patch_rate = nn.Parameter(torch.zeros(len(QUADRANTS), RATE_COUNT, width))
         law = float(fixed.LAW_MAX)
         self.head = Dense(width, 2 * GROUP, fixed.SHIFT, -law, law, places=tokens, gain=0.1)
-        window, limit = c * fixed.WINDOW**2, float(fixed.RESIDUAL_MAX)
-        self.window = nn.ModuleList(
-            Dense(window, width, fixed.SHIFT, -limit, limit) for _ in QUADRANTS
-        )
-        self.patch_head = nn.ModuleList(
-            Dense(width, 2 * c, fixed.SHIFT, -law, law, gain=0.1) for _ in QUADRANTS
-        )
-        self.channels = nn.ModuleList(
-            Dense(2 * c, 2 * c, fixed.SHIFT, -law, law, gain=0.0) for _ in QUADRANTS
-        )
         self.groups = groups
-        earlier = torch.from_numpy(groups[None, :] < groups[:, None]).float()  # [out, in]
-        for dense in self.channels:
+        self.lead = torch.from_numpy(np.flatnonzero(groups == 0))
+        self.rest = torch.from_numpy(np.flatnonzero(groups))
+        leading, others = len(self.lead), len(self.rest)
+        limit, count = float(fixed.RESIDUAL_MAX), len(QUADRANTS)
+
+        def each(
+            inputs: Callable[[int], int], outputs: int, high: float, first: int = 0,
+            gain: float = 1.0,
+        ) -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {
+                    str(i): Dense(inputs(i), outputs, fixed.SHIFT, -high, high, gain=gain)
+                    for i in range(first, count)
+                }
+            )
+
+        def seen_lead(i: int) -> int:
+            return 2 * fixed.WINDOW**2 * leading * i
+
+        def seen(i: int) -> int:
+            return seen_lead(count) + 2 * fixed.WINDOW**2 * others * i
+
+        self.lead_rate = nn.Parameter(torch.zeros(count, RATE_COUNT, width))
+        self.lead_window = each(seen_lead, width, limit, 1)
+        self.lead_hidden = Dense(width, hidden, fixed.SHIFT, 0, float(fixed.HIDDEN_MAX))
+        self.lead_down = Dense(hidden, width, fixed.SHIFT, -limit, limit, gain=0.5)
+        self.lead_head = each(lambda _: width, 2 * leading, law, 1, 0.1)
+        self.window = each(seen, width, limit)
+        self.patch_head = each(lambda _: width, 2 * others, law, 0, 0.1)
+        self.channels = each(lambda _: 2 * others, 2 * others, law, 0, 0.0)
+        own = groups[groups > 0]
+        earlier = torch.from_numpy(own[None, :] < own[:, None]).float()  # [out, in]
+        for dense in self.channels.values():
             dense.mask = earlier.tile(2, 2)
         self.around = nn.ModuleDict()
-        for name, known, count in self._around_shapes():
-            self.around[name] = Dense(known, count, fixed.SHIFT, -law, law, gain=0.0)
-        known_cells = torch.zeros(len(QUADRANTS), 1, 1, s, s)
-        for i in range(len(QUADRANTS)):
-            for y, x in QUADRANTS[:i]:
-                known_cells[i, :, :, y::2, x::2] = 1.0
-        self.register_buffer("known_cells", known_cells)
+        for name, known, size in [
+            *self._around_shapes(),
+            *((f"around_lead{i}", seen_lead(i), 2 * leading) for i in range(1, count)),
+            *((f"around_spatial{i}", seen(i), 2 * others) for i in range(count)),
+        ]:
+            self.around[name] = Dense(known, size, fixed.SHIFT, -law, law, gain=0.0)
         heard: list[int] = []  # of each token: how many of the memory, with the start, it may ask
         for part in VECTORS:
             for count in steps[part]:
@@ -221,6 +313,7 @@ class EntropyTransformer(nn.Module):
         allowed = torch.arange(tokens)[None, :] < torch.tensor(heard)[:, None]
         self.register_buffer("allowed", allowed)  # [tokens, memory]
         self.set_dropout(dropout)
+        self.exact = True
 
     def _around_shapes(self) -> list[tuple[str, int, int]]:
         shapes, known = [], 0
@@ -229,13 +322,18 @@ class EntropyTransformer(nn.Module):
                 if known:
                     shapes.append((f"around_{part}{i}", known, count * GROUP))
                 known += count * GROUP
-        c = self.sizes["spatial"][0]
-        window = c * fixed.WINDOW**2
-        return shapes + [(f"around_spatial{i}", window, c) for i in range(len(QUADRANTS))]
+        return shapes
 
     def set_dropout(self, share: float) -> None:
         for block in (*self.vector, *self.spatial):
             block.drop = share
+
+    def set_exact(self, exact: bool) -> None:
+        """Choose the arithmetic: the product's, or the plain one."""
+        for module in self.modules():
+            if isinstance(module, (Dense, Block)):
+                module.exact = exact
+        self.exact = exact
 
     @staticmethod
     def table(parameter: Tensor) -> Tensor:
@@ -258,12 +356,12 @@ class EntropyTransformer(nn.Module):
     def vector_laws(self, known: Tensor, tokens: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         """u, v [n, K] of all symbols of the vectors, each from the steps before it."""
         x = self.table(self.place)[None] + self.table(self.rate)[rate][:, None]  # [n, T, D]
-        x = x.clamp(-fixed.RESIDUAL_MAX, fixed.RESIDUAL_MAX)
+        x = residual(x)
         memory = tokens[:, :-1]  # the last token of all is never asked for
         for block in self.vector:
             keys, values = block.keys_values(memory)
             x = block(x, keys, values, self.exp, self.allowed, False)
-        u, v = self.head(norm(x)).chunk(2, dim=2)
+        u, v = self.head(norm(x, self.exact)).float().chunk(2, dim=2)
         linear, begin = [], 0
         for part in VECTORS:
             for i, count in enumerate(self.steps[part]):
@@ -272,32 +370,60 @@ class EntropyTransformer(nn.Module):
                 else:
                     linear.append(torch.zeros_like(known[:, : count * GROUP]))
                 begin += count * GROUP
-        u = (u.flatten(1) + torch.cat(linear, dim=1)).clamp(-fixed.LAW_MAX, fixed.LAW_MAX)
+        u = within_law(u.flatten(1) + torch.cat(linear, dim=1))
         return u, v.flatten(1)
 
-    def spatial_laws(
-        self, step: int, code: Tensor, tokens: Tensor, rate: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """u, v [n, patches, C] of the cells of a step; code: activations [n, C, S, S].
+    def cells(self, code: Tensor) -> list[Tensor]:
+        """code: [n, C, S, S] -> that cell of each patch which each step codes, [n, C, h, w]."""
+        return [code[:, :, y::2, x::2] for y, x in QUADRANTS]
 
-        Each channel's law depends on those of the groups before it.
+    def lead_windows(self, cells: list[Tensor]) -> Tensor:
+        """Windows [n, patches, 4 * 9 K] of the leading channels; cells: activations."""
+        return windows(torch.cat([cell[:, self.lead] for cell in cells], dim=1))
+
+    def lead_laws(self, window: Tensor, rate: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """u, v [n, patches, K] of the leading channels, of each step but the first."""
+        laws = []
+        count = len(QUADRANTS)
+        for step in range(1, count):
+            known = with_magnitudes(window[:, :, : window.shape[2] // count * step])
+            x = self._patches(self.lead_window[str(step)](known), self.lead_rate[step], rate)
+            x = residual(x + self.lead_down(self.lead_hidden(norm(x, self.exact))))
+            laws.append(self._spatial_law(self.lead_head[str(step)], f"lead{step}", x, known))
+        return laws
+
+    def spatial_laws(
+        self, step: int, cells: list[Tensor], lead: Tensor, tokens: Tensor, rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """u, v [n, patches, C - K] of the other channels of the cells of a step.
+
+        `cells`: see there, of activations; `lead`: see `lead_windows`. Each channel's law depends
+        on those of the groups before it.
         """
-        seen = code * self.known_cells[step]
-        margin = (fixed.WINDOW - fixed.PATCH) // 2
-        window = F.unfold(seen, fixed.WINDOW, padding=margin, stride=fixed.PATCH).transpose(1, 2)
-        x = self.window[step](window) + self.table(self.patch)[None]
-        x = x + self.table(self.patch_rate)[step][rate][:, None]
-        x = x.clamp(-fixed.RESIDUAL_MAX, fixed.RESIDUAL_MAX)
+        rest = [cell[:, self.rest] for cell in cells[: step + 1]]
+        known = lead
+        if step:
+            known = torch.cat((lead, windows(torch.cat(rest[:-1], dim=1))), dim=2)
+        known = with_magnitudes(known)
+        x = self._patches(self.window[str(step)](known), self.patch_rate[step], rate)
         for block in self.spatial:
             keys, values = block.keys_values(tokens)
             x = block(x, keys, values, self.exp, None, True)
-        u, v = self.patch_head[step](norm(x)).chunk(2, dim=2)
-        u = u + self.around[f"around_spatial{step}"](window)
-        u = u.clamp(-fixed.LAW_MAX, fixed.LAW_MAX)
-        row, column = QUADRANTS[step]
-        own = code[:, :, row::2, column::2].flatten(2).transpose(1, 2)  # [n, patches, C]
-        du, dv = self.channels[step](torch.cat((own, own.abs()), dim=2)).chunk(2, dim=2)
-        return (u + du).clamp(-fixed.LAW_MAX, fixed.LAW_MAX), v + dv
+        u, v = self._spatial_law(self.patch_head[str(step)], f"spatial{step}", x, known)
+        own = rest[-1].flatten(2).transpose(1, 2)  # [n, patches, C - K]
+        du, dv = self.channels[str(step)](with_magnitudes(own)).float().chunk(2, dim=2)
+        return within_law(u + du), v + dv
+
+    def _patches(self, seen: Tensor, rates: Tensor, rate: Tensor) -> Tensor:
+        x = seen + (self.table(self.patch)[None] + self.table(rates)[rate][:, None])
+        return residual(x)
+
+    def _spatial_law(
+        self, head: nn.Module, name: str, x: Tensor, known: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        law = head(norm(x, self.exact)).float() + self.around[f"around_{name}"](known).float()
+        u, v = law.chunk(2, dim=2)
+        return within_law(u), v
 
     def law(
         self, base: Tensor, u: Tensor, v: Tensor, gain: Tensor
@@ -307,51 +433,75 @@ class EntropyTransformer(nn.Module):
         return mean, base[:, 1] + rounded(v * 0.5**SCALE_SHIFT)
 
     def base_units(self, part: str, rate: Tensor) -> Tensor:
-        return rounded(self.base[part] * 8.0)[rate]
+        """[n, 2, size]: mean in eighths, scale index."""
+        # A product is quicker to go back through than an index; it is exact.
+        chosen = F.one_hot(rate, RATE_COUNT).float()
+        return (chosen @ rounded(self.base[part] * 8.0).flatten(1)).unflatten(1, (2, -1))
 
-    def forward(
-        self, parts: Mapping[str, Tensor], rate: Tensor, cost: nn.Module,
-        steps: tuple[int, ...] = (0, 1, 2, 3),
-    ) -> dict[str, Tensor]:
-        """Bits [n] of each part; parts: integer-valued symbols; rate: 0..8.
-
-        `steps`: those of the spatial code to look at; their cost stands for all four.
-        """
+    def vector_tables(
+        self, parts: Mapping[str, Tensor], rate: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and scale index [n, K] of the symbols of the three vectors; their tokens."""
         known = torch.cat([self.activations(p, parts[p], rate) for p in VECTORS], dim=1)
         tokens = self.tokens(known, rate)
         base = torch.cat([self.base_units(p, rate) for p in VECTORS], dim=2)  # [n, 2, K]
         gain = torch.cat([getattr(self, f"output_{p}")[rate] for p in VECTORS], dim=1)
         u, v = self.vector_laws(known, tokens, rate)
         first = self.steps["basic"][0] * GROUP  # nothing is known there
-        heard = torch.ones(u.shape[1])
-        heard[:first] = 0.0
-        mean, scale = self.law(base, u * heard, v * heard, gain)
+        heard = (torch.arange(u.shape[1]) >= first).float()
+        return *self.law(base, u * heard, v * heard, gain), tokens
+
+    def spatial_tables(
+        self, symbols: Tensor, tokens: Tensor, rate: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Symbols, mean and scale index [n, patches, k]: leading channels by step, then others.
+
+        symbols: [n, C, S, S].
+        """
+        cells = self.cells(self.activations("spatial", symbols, rate))
+        values = self.cells(symbols)
+        bases = self.cells(self.base_units("spatial", rate).flatten(1).unflatten(
+            1, (2 * symbols.shape[1], *symbols.shape[2:])
+        ))
+        gain = self.output_spatial[rate][:, None]  # [n, 1, C]
+
+        def table(
+            step: int, channels: Tensor, u: Tensor, v: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            base = bases[step].unflatten(1, (2, -1))[:, :, channels].flatten(3).transpose(2, 3)
+            own = values[step][:, channels].flatten(2).transpose(1, 2)
+            return own, *self.law(base, u, v, gain[:, :, channels])
+
+        window = self.lead_windows(cells)
+        nothing = torch.zeros_like(window[:, :, : len(self.lead)])
+        for step, (u, v) in enumerate([(nothing, nothing), *self.lead_laws(window, rate)]):
+            yield table(step, self.lead, u, v)
+        for step in range(len(QUADRANTS)):
+            u, v = self.spatial_laws(step, cells, window, tokens, rate)
+            yield table(step, self.rest, u, v)
+
+    def forward(
+        self, parts: Mapping[str, Tensor], rate: Tensor, cost: nn.Module
+    ) -> dict[str, Tensor]:
+        """Bits [n] of each part; parts: integer-valued symbols; rate: 0..8."""
+        mean, scale, tokens = self.vector_tables(parts, rate)
         costs = cost(torch.cat([parts[p] for p in VECTORS], dim=1), mean, scale)
         pieces = costs.split([self.sizes[p][0] for p in VECTORS], dim=1)
         bits = {p: piece.sum(dim=1) for p, piece in zip(VECTORS, pieces, strict=True)}
-        c, s, _ = self.sizes["spatial"]
-        code = self.activations("spatial", parts["spatial"], rate)
-        base = self.base_units("spatial", rate).unflatten(2, (c, s, s))
-        gain = self.output_spatial[rate][:, None]  # [n, 1, C]
-        total = torch.zeros(len(rate))
-        for step in steps:
-            y, x = QUADRANTS[step]
-            u, v = self.spatial_laws(step, code, tokens, rate)
-            own = base[..., y::2, x::2].flatten(3).transpose(2, 3)  # [n, 2, patches, C]
-            symbols = parts["spatial"][:, :, y::2, x::2].flatten(2).transpose(1, 2)
-            mean, scale = self.law(own, u, v, gain)
-            total = total + cost(symbols, mean, scale).sum(dim=(1, 2))
-        bits["spatial"] = total * (len(QUADRANTS) / max(len(steps), 1))
+        tables = self.spatial_tables(parts["spatial"], tokens, rate)
+        symbols, mean, scale = (
+            torch.cat([x.flatten(1) for x in column], dim=1)
+            for column in zip(*tables, strict=True)
+        )
+        bits["spatial"] = cost(symbols, mean, scale).sum(dim=1)
         return bits
 
     @staticmethod
     def _file_name(name: str) -> str:
         """A module's name in the file: "spatial.0.query" is "spatial0.query" there."""
-        short = name.replace("around.", "")
-        for long in ("vector", "spatial", "window", "patch_head", "channels"):
-            if short.startswith(f"{long}."):
-                short = short.replace(f"{long}.", long, 1)
-        return short
+        if name.startswith("around."):
+            return name.removeprefix("around.")
+        return re.sub(r"^(\w+)\.(\d)", r"\1\2", name)
 
     @torch.no_grad()
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -369,7 +519,7 @@ class EntropyTransformer(nn.Module):
                 put(f"net.{short}.bias", bias, np.int32)
         put("net.embed_rate", rounded(self.embed_rate * BIAS_UNIT), np.int32)
         put("net.start", rounded(self.start * PLACE_UNIT).clamp(-TOP, TOP))
-        for name in ("place", "rate", "patch", "patch_rate"):
+        for name in ("place", "rate", "patch", "patch_rate", "lead_rate"):
             put(f"net.{name}", self.table(getattr(self, name)))
         arrays["net.exp"] = exponents()
         for part, size in self.sizes.items():
@@ -409,7 +559,7 @@ class EntropyTransformer(nn.Module):
                     short = model._file_name(name)
                     module.weight.copy_(stored(f"{short}.weight") / WEIGHT_UNIT)
                     module.bias.copy_(stored(f"{short}.bias") / BIAS_UNIT)
-            for name in ("start", "place", "rate", "patch", "patch_rate"):
+            for name in ("start", "place", "rate", "patch", "patch_rate", "lead_rate"):
                 getattr(model, name).copy_(stored(name) / PLACE_UNIT)
             model.embed_rate.copy_(stored("embed_rate") / BIAS_UNIT)
             model.exp.copy_(stored("exp"))

@@ -2,15 +2,16 @@
 
     python -m training.train_entropy --checkpoint ... --out models/ --minutes 12
 
-The loss is the cost in bits by the very frequency tables that the range coder uses; weights and
-activations are rounded in training as they will be in `sfic.entropy`, so integer and float cost the
-same. `--model mlp` and `--model factorised` train what the transformer is compared with; they write
-no model.
+The loss is the cost in bits by the very frequency tables that the range coder uses. Most steps are
+taken without roundings and in bfloat16, the last with weights and activations rounded as they will
+be in `sfic.entropy`, so that integer and float cost the same. `--model mlp` and `--model
+factorised` train what the transformer is compared with; they write no model.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -42,7 +43,8 @@ from training.entropy_network import EntropyTransformer
 # More steps cost a pass of the network each. Measured with linear predictors: see
 # docs/decisions/entropy-transformer.md.
 STEPS_OF = {"basic": 4, "middle": 1, "enhanced": 1}
-CHANNEL_GROUPS = 3
+# Channels in each group of the spatial code, liveliest first; the first leads, a last has the rest.
+CHANNEL_GROUPS = (2, 4, 8)
 DEV_PICTURES = 300
 
 
@@ -77,6 +79,7 @@ def collect(
 ) -> tuple[dict[str, SymbolSet], dict[str, npt.NDArray[np.float32]]]:
     """Symbols of the training and dev pictures; kept in `--symbols` when that is given."""
     codec = load_codec(args.checkpoint)
+    checkpoint = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
     gains = gain_tables(codec)
     sets: dict[str, SymbolSet] = {}
     for split, each, limit in (
@@ -84,8 +87,10 @@ def collect(
         ("dev", 2, DEV_PICTURES),
     ):
         path = args.symbols / f"{split}.npz" if args.symbols else None
-        if path and path.exists():
-            sets[split] = SymbolSet.load(path)
+        source = f"{checkpoint} {each} {limit}"
+        kept = SymbolSet.load(path, source) if path else None
+        if kept:
+            sets[split] = kept
             continue
         pictures = picture_array(read_index(split), 256, split)
         faceres = cache_dir() / "teachers" / "faceres.safetensors"
@@ -95,11 +100,11 @@ def collect(
             pictures, embeddings = pictures[chosen], embeddings[chosen]
         sets[split] = collect_symbols(
             codec, load_generator(), pictures, embeddings, args.input, each,
-            flips=split == "train",
+            flips=split == "train", quick=split == "train",
         )
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            sets[split].save(path)
+            sets[split].save(path, source)
     return sets, gains
 
 
@@ -119,10 +124,11 @@ def steps_of(sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 
 def channel_groups(data: SymbolSet) -> npt.NDArray[np.int64]:
-    """The group of each channel: the liveliest have one each, all the others the last."""
+    """The group of each channel, the liveliest first; there are at least two groups."""
     deviation = data.parts["spatial"].astype(np.float32).std(axis=(0, 2, 3))
-    groups = np.full(len(deviation), CHANNEL_GROUPS - 1)
-    groups[np.argsort(-deviation)[: CHANNEL_GROUPS - 1]] = np.arange(CHANNEL_GROUPS - 1)
+    ends = np.minimum(np.cumsum(CHANNEL_GROUPS), len(deviation) - 1)
+    groups = np.empty(len(deviation), np.int64)
+    groups[np.argsort(-deviation)] = np.searchsorted(ends, np.arange(len(deviation)), "right")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
@@ -142,12 +148,16 @@ def train(
     rng = np.random.default_rng(args.seed)
     begin = time.monotonic()
     model.train()
-    sampled = isinstance(model, EntropyTransformer)
+    transformer = model if isinstance(model, EntropyTransformer) else None
+    if transformer:
+        transformer.set_exact(False)
     order = np.empty(0, np.int64)
     for step in range(args.steps):
         done = max(step / args.steps, (time.monotonic() - begin) / (60 * args.minutes))
         if done >= 1.0:
             break
+        if transformer and not transformer.exact and done >= 1.0 - args.exact:
+            transformer.set_exact(True)
         factor = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done)) + 1e-3
         for group, rate0 in zip(optimiser.param_groups, start_rates, strict=True):
             group["lr"] = rate0 * factor
@@ -155,12 +165,7 @@ def train(
             order = rng.permutation(len(data.rate))
         index, order = order[: args.batch], order[args.batch :]
         parts, rate = as_batch(data, index)
-        if sampled:
-            # Two of the four steps of the spatial code at a time: half the work, the same mean.
-            few = tuple(int(i) for i in rng.permutation(4)[:2])
-            bits = model(parts, rate, cost, few)
-        else:
-            bits = model(parts, rate, cost)
+        bits = model(parts, rate, cost)
         total = torch.stack(list(bits.values())).sum(dim=0)  # [n]
         with torch.no_grad():
             usual.index_add_(0, rate, total)
@@ -178,6 +183,8 @@ def train(
             if args.dev_every and (step + 1) % args.dev_every == 0:
                 line |= {"dev": evaluate(model, cost, dev)["mean"]}
             print(json.dumps(line), flush=True)
+    if transformer:
+        transformer.set_exact(True)
     model.eval()
 
 
@@ -272,7 +279,8 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--vector-blocks", type=int, default=2)
     parser.add_argument("--spatial-blocks", type=int, default=2)
-    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--exact", type=float, default=0.15, help="share of it with roundings")
     parser.add_argument("--log-every", type=int, default=50)
     parser.add_argument("--dev-every", type=int, default=0)
     parser.add_argument("--seed", type=int, default=5)

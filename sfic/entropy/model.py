@@ -10,8 +10,9 @@ agree to the bit on any machine. Both walk the same steps:
     basic     step 0: the rate alone            step 1..: all symbols so far
     middle    step 0..: basic, and all symbols so far
     enhanced  step 0..: basic, middle, and all symbols so far
-    spatial   one cell of each 2x2 patch a time: all three vectors, and the cells so far; within a
-              cell one group of channels a time
+    spatial   the leading channels, one cell of each 2x2 patch a time: the rate alone, then the
+              cells so far. The other channels, again one cell a time: all three vectors, all
+              leading channels, and the cells so far; within a cell one group of channels a time
 
 A vector is cut into tokens of 8 symbols; a step is a run of tokens. The cells of a patch come in
 the order upper left, lower right, upper right, lower left: the second half of the cells has all its
@@ -82,7 +83,8 @@ class EntropyModel:
     Arrays: `size.*`: sizes of the parts. `base.*` int [9, 2, n]: mean (eighths of a step) and scale
     index of each symbol without context. `input.*` and `output.*` int [9, n] (spatial: [9, C]):
     units of a symbol as an activation, and of a law as a mean. `steps.*`: tokens in each step.
-    `groups.spatial` int [C]: the group of each channel. `net.*`: the transformer.
+    `groups.spatial` int [C]: the group of each channel, 0 those that lead. `net.*`: the
+    transformer.
     """
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> None:
@@ -111,9 +113,13 @@ class EntropyModel:
             np.ascontiguousarray(cells[:, y::2, x::2].reshape(c, -1).T) for y, x in QUADRANTS
         ]  # each [patches, C]
         groups = arrays["groups.spatial"]
-        if groups.shape != (c,) or set(groups.tolist()) != set(range(int(groups.max()) + 1)):
+        count = int(groups.max()) + 1
+        if groups.shape != (c,) or count < 2 or set(groups.tolist()) != set(range(count)):
             raise BundleError(f"groups of the {c} channels are {groups.tolist()}")
-        self._groups = [np.flatnonzero(groups == i) for i in range(int(groups.max()) + 1)]
+        self._lead = np.flatnonzero(groups == 0)
+        self._rest = np.flatnonzero(groups)
+        # Where the channels of each other group stand among all that do not lead.
+        self._groups = [np.flatnonzero(groups[self._rest] == i) for i in range(1, count)]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
@@ -197,26 +203,43 @@ class EntropyModel:
     def _spatial_steps(
         self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
-        memory = self._net.start(rate, spatial=True)
-        self._net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
-        c = self.sizes["spatial"][0]
+        side = self.sizes["spatial"][1] // 2
         base = self._base["spatial"][rate - 1]  # [2, C S S]
         gain = self._output["spatial"][rate - 1]  # [C]
-        so_far = np.zeros(self.sizes["spatial"], np.float32)
-        for i, (y, x) in enumerate(QUADRANTS):
-            u, v = self._net.spatial_step(memory, i, patch_windows(so_far), rate)
-            own = np.zeros((len(self._cells[i]), c), np.float32)  # [patches, C]
-            for group, channels in enumerate(self._groups):
-                if group:
-                    u2, v2 = self._net.channel_step(i, own, u, v)
-                else:
-                    u2, v2 = u, v
-                places = self._cells[i][:, channels]  # [patches, k]
-                law = _law(base[:, places], u2[:, channels], v2[:, channels], gain[channels])
-                yield self._step("spatial", places.reshape(-1), *(x.reshape(-1) for x in law))
-                cells = known["spatial"][:, y::2, x::2].reshape(c, -1).T  # [patches, C]
-                own[:, channels] = self._activations("spatial", rate, cells)[:, channels]
-            so_far[:, y::2, x::2] = own.T.reshape(c, *so_far[0, y::2, x::2].shape)
+
+        def step(
+            i: int, channels: npt.NDArray[np.intp], u: FloatArray, v: FloatArray
+        ) -> Step:
+            places = self._cells[i][:, channels]  # [patches, k]
+            law = _law(base[:, places], u, v, gain[channels])
+            return self._step("spatial", places.reshape(-1), *(x.reshape(-1) for x in law))
+
+        def decoded(i: int) -> FloatArray:
+            """Activations of a cell of each patch, [patches, C], of what is known by now."""
+            cells = known["spatial"].reshape(-1)[self._cells[i]]
+            return self._activations("spatial", rate, cells)
+
+        planes = np.zeros((0, side, side), np.float32)
+        for i in range(len(QUADRANTS)):
+            u = v = np.zeros((side**2, len(self._lead)), np.float32)
+            if i:
+                u, v = self._net.lead_step(i, patch_windows(planes), rate)
+            yield step(i, self._lead, u, v)
+            own = decoded(i)[:, self._lead].T.reshape(-1, side, side)
+            planes = np.concatenate((planes, own))
+        window = patch_windows(planes)
+        memory = self._net.start(rate, spatial=True)
+        self._net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
+        for i in range(len(QUADRANTS)):
+            u, v = self._net.spatial_step(memory, i, window, rate)
+            cell = np.zeros_like(u)  # [patches, C - K]
+            for at, group in enumerate(self._groups):
+                more_u, more_v = self._net.channel_step(i, cell, u, v) if at else (u, v)
+                yield step(i, self._rest[group], more_u[:, group], more_v[:, group])
+                cell[:, group] = decoded(i)[:, self._rest[group]]
+            if i + 1 < len(QUADRANTS):
+                around = patch_windows(cell.T.reshape(-1, side, side))
+                window = np.concatenate((window, around), axis=1)
 
     def _activations(self, part: str, rate: int, symbols: Int32Array) -> FloatArray:
         """Symbols [..., n] (channels last) as the network's inputs; integers within +-127."""
@@ -251,6 +274,26 @@ class EntropyModel:
             cost = self.tables.bits(values - step.offset, step.table)
             costs[step.part].reshape(-1)[step.places] = cost
         return costs
+
+    def laws(
+        self, layer: str, rate: int, symbols: LayerSymbols
+    ) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Mean and deviation, in steps, of each symbol's table, in the shape of each part.
+
+        For those who look for better symbols; the tables have to name their scales.
+        """
+        scales = np.array(self.tables.scales, np.float32)
+        fractions = self.tables.fractions
+        found = {
+            part: (np.zeros(self.sizes[part], np.float32), np.zeros(self.sizes[part], np.float32))
+            for part in _parts(layer)
+        }
+        for step in self._steps(layer, rate, symbols.parts):
+            scale, part = np.divmod(step.table, fractions)
+            mean, deviation = found[step.part]
+            mean.reshape(-1)[step.places] = step.offset + (part - fractions // 2) / fractions
+            deviation.reshape(-1)[step.places] = scales[scale]
+        return found
 
     def choose(
         self,
