@@ -15,7 +15,7 @@ from training.codec_start import start_from_bundle  # noqa: E402
 
 PARTS = (
     "whitening", "trunk", "to_latents", "to_identity", "from_basic", "from_middle", "from_enhanced",
-    "spatial_analysis", "spatial_synthesis", "gains",
+    "spatial_analysis", "spatial_refinement", "spatial_synthesis", "gains",
 )  # fmt: skip
 
 
@@ -53,8 +53,10 @@ def test_spatial_code(bundle: ModelBundle, codec: FaceCodec) -> None:
     crop = rng.uniform(-1, 1, (1, 3, 128, 128)).astype(np.float32)
     preview = rng.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
     features = rng.normal(0, 1, (1, 512, 32, 32)).astype(np.float32)
-    (code,) = run(bundle, "spatial_analysis.onnx", crop=crop, preview=preview)
-    own = codec.spatial_analysis(torch.from_numpy(crop), torch.from_numpy(preview))
+    gain = np.full((1, codec.shape.spatial_channels, 1, 1), 0.01, np.float32)  # all rounds to 0
+    inputs = {"crop": crop, "features": features, "preview": preview, "gain": gain}
+    (code,) = run(bundle, "spatial_analysis.onnx", **inputs)
+    own = codec.spatial_latents(*map(torch.from_numpy, inputs.values()))
     np.testing.assert_allclose(own.numpy(), code, atol=2e-3 * np.abs(code).max())
     made = run(bundle, "correction.onnx", code=code, features=features, preview=preview)
     given = (torch.from_numpy(x) for x in (code, features, preview))

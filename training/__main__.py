@@ -17,7 +17,8 @@ from pathlib import Path
 from training.data import REPOSITORY, cache_dir, shared_dir
 
 CONFIGS = Path("training") / "configs"
-CODEC = ("codec-v2", "codec-v2-spatial", "codec-v2-joint")  # each goes on from the one before
+# Each goes on from the one before; the last from it with fine channels added.
+CODEC = ("codec-v2", "codec-v2-spatial", "codec-v2-joint", "codec-v3-spatial")
 
 
 def converted() -> list[list[str]]:
@@ -36,10 +37,15 @@ def trained(out: Path) -> list[list[str]]:
     heads = cache_dir() / CODEC[-1] / "heads.pt"
     given = ["--checkpoint", str(last), "--input", "128"]
     commands = [["training.teacher_cache"]]
-    for name, before in zip(CODEC, ("", *CODEC), strict=False):
-        start = ["--init", str(cache_dir() / before / "checkpoint.pt")] if before else []
+    start: list[str] = []
+    for name in CODEC:
+        if name == CODEC[-1]:
+            wider = str(cache_dir() / "codec-v3-start.pt")
+            commands.append(["training.start_refinement", "--checkpoint", start[1], "--out", wider])
+            start = ["--init", wider]
         config = str(CONFIGS / f"{name}.toml")
         commands.append(["training.train_codec", "--config", config, *start])
+        start = ["--init", str(cache_dir() / name / "checkpoint.pt")]
     return [
         *commands,
         ["training.train_entropy", *given, "--out", str(out)],

@@ -24,7 +24,7 @@ __all__ = ["start_from_bundle"]
 GRAPHS: Final = {
     "analysis.onnx": ("codec.", ""),
     "styles.onnx": ("codec.", ""),
-    "spatial_analysis.onnx": ("net.", "spatial_analysis."),
+    "spatial_analysis.onnx": ("codec.", ""),
     "correction.onnx": ("net.", "spatial_synthesis."),
 }
 GAINS: Final = ("basic", "middle", "enhanced", "spatial")
@@ -58,7 +58,7 @@ def start_from_bundle(codec: FaceCodec, folder: Path, parts: Sequence[str]) -> N
     Sizes may differ: leading rows and columns are taken over. ValueError when the trunk or the
     spatial analysis of the bundle is built otherwise.
     """
-    own = dict(codec.named_parameters())
+    own = codec.state_dict()
     for graph, (prefix, place) in GRAPHS.items():
         folded: list[Tensor] = []  # convolutions with a batch norm, which lost their names
         for name, value in _tensors(folder / graph).items():

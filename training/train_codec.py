@@ -446,6 +446,10 @@ class Trainer:
         c = self.config
         self.codec.train()
         self.codec.trunk.backbone.eval()
+        if c.get("norms_fixed", False):
+            # Statistics of single batches are noise that a fine quantiser pays for.
+            self.codec.spatial_analysis.eval()
+            self.codec.spatial_refinement.eval()
         batches = iter(
             Batches(
                 self.materials.pictures,

@@ -191,6 +191,9 @@ _OPERATORS: dict[str, Operator] = {
     "Add": lambda x, a: x[0] + x[1],
     "ArgMax": lambda x, a: x[0].argmax(dim=a.get("axis", 0), keepdim=bool(a.get("keepdims", 1))),
     "AveragePool": _average,
+    "BatchNormalization": lambda x, a: F.batch_norm(
+        x[0], x[3], x[4], x[1], x[2], eps=a.get("epsilon", 1e-5)
+    ),
     "Cast": lambda x, a: x[0].to(_CASTS[a["to"]]),
     "Clip": _clip,
     "Concat": lambda x, a: torch.cat(list(x), dim=a["axis"]),
@@ -221,6 +224,7 @@ _OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduce_sum,
     "Reshape": _reshape,
     "Resize": _resize,
+    "Round": lambda x, a: torch.round(x[0]),
     "Shape": lambda x, a: torch.tensor(x[0].shape, dtype=torch.long),
     "Slice": _slice,
     "Split": _split,
