@@ -175,8 +175,19 @@ class Codec:
         return {name: outputs[name] for name in LAYERS}
 
     def _encode_at(self, face: _Face, rate: int, price: float) -> EncodedFace:
-        """Quantise and code at one rate; `price`: see `EntropyModel.choose`."""
-        ideal = face.values(rate)
+        """Quantise and code at one rate; `price`: see `EntropyModel.choose`.
+
+        Of the ways to encode that an effort has, the one of least cost.
+        """
+        made = [self._code(values, rate, price) for values in face.candidates(rate)]
+        if len(made) == 1:
+            return made[0][0]
+        return min(made, key=lambda one: face.cost(*one, rate))[0]
+
+    def _code(
+        self, ideal: Callable[[str, LayerSymbols], FloatArray], rate: int, price: float
+    ) -> tuple[EncodedFace, LayerSymbols]:
+        """Packets and symbols; `ideal`: see `EntropyModel.choose`."""
         symbols = LayerSymbols({})
         packets: dict[Layer, bytes] = {}
         for name in LAYERS:
@@ -186,7 +197,8 @@ class Codec:
             header = PacketHeader(name, rate, self.bundle.id)
             checked = [symbols.of_layer(lower) for lower in up_to(name)]
             packets[name] = seal_packet(header, payload, checked)
-        return EncodedFace(packets["basic"], packets["middle"], packets["enhanced"], face_score=1.0)
+        face = EncodedFace(packets["basic"], packets["middle"], packets["enhanced"], face_score=1.0)
+        return face, symbols
 
     def _missing(self, crop: Rgb, chosen: LayerSymbols, rate: int) -> FloatArray:
         """Spatial latents [C, S, S]: what the chosen styles alone do not show of the face."""
@@ -437,20 +449,26 @@ class _Face:
         self._refined_spatial: dict[int, FloatArray] = {}
         self.price = PRICE if effort else 0.0
 
-    def values(self, rate: int) -> Callable[[str, LayerSymbols], FloatArray]:
-        """`ideal` of `EntropyModel.choose` at a rate."""
-        if self._effort < 2:
-            return lambda part, chosen: self._one_pass(part, chosen, rate)
-        if rate not in self._refined_styles:
-            self._refined_styles[rate] = self._refine_styles(rate)
-        styles = self._refined_styles[rate]
+    def candidates(self, rate: int) -> list[Callable[[str, LayerSymbols], FloatArray]]:
+        """Ways to encode at a rate, each as the `ideal` of `EntropyModel.choose`."""
 
-        def ideal(part: str, chosen: LayerSymbols) -> FloatArray:
-            if part != "spatial":
-                return styles[part]
-            return self._refine_spatial(chosen, rate)
+        def one_pass(part: str, chosen: LayerSymbols) -> FloatArray:
+            return self._one_pass(part, chosen, rate)
 
-        return ideal
+        def refined(part: str, chosen: LayerSymbols) -> FloatArray:
+            if part == "spatial":
+                return self._refine_spatial(chosen, rate)
+            if rate not in self._refined_styles:
+                self._refined_styles[rate] = self._refine_styles(rate)
+            return self._refined_styles[rate][part]
+
+        return [one_pass, refined] if self._effort >= 2 else [one_pass]
+
+    def cost(self, coded: EncodedFace, symbols: LayerSymbols, rate: int) -> float:
+        """Distortion, and bytes at what they are worth."""
+        gains = self._gains(rate)
+        distortion = self._codec._refiner.distortion(self._small, symbols.parts, gains)
+        return distortion + self._bit(rate) * 8 * coded.total_bytes
 
     def _one_pass(self, part: str, chosen: LayerSymbols, rate: int) -> FloatArray:
         spatial = part == "spatial"

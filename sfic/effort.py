@@ -12,7 +12,8 @@ place of tables; the weight is what a bit is worth between this rate and the nex
 face. Rounding passes its gradient straight through.
 
 Two rounds: all parts together, of which the styles are kept and chosen; then the spatial code
-alone, for the styles that were chosen.
+alone, for the styles that were chosen. `sfic.codec` keeps the face of effort 1 where the objective
+of the refined one, with real bytes, is not lower.
 """
 
 from __future__ import annotations
