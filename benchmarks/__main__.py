@@ -1,6 +1,6 @@
 """`python -m benchmarks`: all of it, one by one, so that nothing is measured beside another.
 
-Quality, conditions and tasks need the face sets (`SFIC_SHARED`) and are left out, with a word,
+All but speed need the face sets (`SFIC_SHARED`) and are left out, with a word,
 where they are not.
 """
 
@@ -16,9 +16,10 @@ def main() -> int:
     """Run every benchmark; the exit status of the first that fails."""
     commands = [["benchmarks.speed", "--threads", "1"], ["benchmarks.speed", "--threads", "2"]]
     if (shared_dir() / "data" / "faces" / "index.csv").is_file():
-        commands += [["benchmarks.quality"], ["benchmarks.conditions"], ["benchmarks.tasks"]]
+        names = ("quality", "effort", "conditions", "tasks", "bit_exactness")
+        commands += [[f"benchmarks.{name}"] for name in names]
     else:
-        print("no face sets: quality, conditions and tasks are not measured", file=sys.stderr)
+        print("no face sets: only speed is measured", file=sys.stderr)
     for command in commands:
         print(f"== python -m {' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, "-m", *command], check=False)
