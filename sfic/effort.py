@@ -42,7 +42,8 @@ Laws = Callable[[Mapping[str, IntArray]], Mapping[str, tuple[FloatArray, FloatAr
 __all__ = ["STEPS", "Laws", "Refiner"]
 
 STEPS: Final = {2: (8, 16), 3: (32, 64)}  # of each round
-LEARNING_RATE: Final = 0.08  # quantiser steps
+LEARNING_RATE: Final = 0.03  # quantiser steps
+RATE_SHARE: Final = 0.1  # of what a bit is worth: the greedy choice that follows charges it again
 IDENTITY_WEIGHT: Final = 0.3
 REFRESH: Final = 8  # steps between two looks at the laws
 LEAST_DEVIATION: Final = 0.12  # of a law: below it no gradient would lead away from its mean
@@ -137,7 +138,7 @@ class Refiner:
             shown = still or self._shown(latents)
             loss = self._distortion(latents, shown, target, wanted)
             for name, value in values.items():
-                loss = loss + weight * _bits(value, *current[name])
+                loss = loss + RATE_SHARE * weight * _bits(value, *current[name])
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
