@@ -293,7 +293,7 @@ def read_basics(
 ) -> Basics:
     """Encode every picture and read its basic layer."""
     packets = [
-        codec.encode(load_rgb(row.path, WORKING_SIZE), rate, effort).basic
+        codec.encode(load_rgb(row.path, WORKING_SIZE), rate, effort, layers="basic").basic
         for row in tell(rows, f"rate {rate}: encoding")
     ]
     results: list[Any] = []

@@ -89,6 +89,12 @@ class Analysis:
     mouth_open: Estimate
     parsing: npt.NDArray[np.uint8]
 
+    @property
+    def areas(self) -> FloatArray:
+        """Part of the crop that each of the `PARSING_CLASSES` covers, float32 [19]."""
+        counts = np.bincount(self.parsing.ravel(), minlength=len(PARSING_CLASSES))
+        return (counts / self.parsing.size).astype(np.float32)
+
 
 @dataclass(frozen=True)
 class SamePerson:
@@ -105,6 +111,11 @@ class SamePerson:
     def probability(self, similarity: float) -> float:
         """Probability of one person, 0..1, at a cosine of -1..1."""
         return float(1.0 / (1.0 + np.exp(-(self.scale * similarity + self.offset))))
+
+    @property
+    def even(self) -> float:
+        """The cosine at which one person is as likely as two."""
+        return -self.offset / self.scale
 
     def errors(self, threshold: float) -> tuple[float, float]:
         """(False match rate, false non-match rate) when a cosine of `threshold` is a match."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -116,13 +117,16 @@ class Codec:
         rate: int = 5,
         effort: int = 0,
         target_bytes: int | None = None,
+        layers: str = "enhanced",
     ) -> EncodedFace:
         """Encode an FFHQ-aligned face.
 
         `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity; a face
         that would be over 1,311 bytes (0.01 bit a pixel) is coded at the next lower rate.
         `effort`: 0..3, more time for the same bytes. `target_bytes`: instead of a rate, the most
-        that all three packets together may have, met within 5 % unless the highest rate has less.
+        that all packets together may have, met within 5 % unless the highest rate has less.
+        `layers`: the highest that is made; "basic", all that machine tasks read, takes a fifth of
+        the time.
         Raises InvalidInput when an argument is out of its range, MissingExtra when an effort needs
         the `train` extra.
         """
@@ -131,7 +135,7 @@ class Codec:
             raise InvalidInput(f"effort {effort!r} is not in 0..3")
         if rate not in RATES:
             raise InvalidInput(f"rate {rate!r} is not in 1..9")
-        face = _Face(self, crop, effort)
+        face = _Face(self, crop, effort, up_to(layers))
         if target_bytes is not None:
             return self._encode_to(face, target_bytes)
         coded = self._encode_at(face, rate, face.price)
@@ -147,20 +151,20 @@ class Codec:
         effort: int = 0,
         target_bytes: int | None = None,
         max_faces: int = 32,
+        layers: str = "enhanced",
     ) -> list[EncodedFace]:
         """Find, align and encode the faces of a picture, RGB uint8 [H, W, 3]; largest first.
 
         An empty list when there is none. Each face knows its place, its score and its source size.
+        Arguments as in `encode`.
         """
         faces = []
         for face in self._detector.detect(picture, max_faces=max_faces):
             crop, placement = align(picture, face, size=CROP_SIZE)
-            coded = self.encode(crop, rate, effort, target_bytes)
+            coded = self.encode(crop, rate, effort, target_bytes, layers)
             faces.append(
-                EncodedFace(
-                    coded.basic,
-                    coded.middle,
-                    coded.enhanced,
+                replace(
+                    coded,
                     placement=placement,
                     face_score=face_score(crop, face, placement).score,
                     source_size=placement.source_size,
@@ -179,14 +183,16 @@ class Codec:
         ideal = face.values(rate)
         symbols = LayerSymbols({})
         packets: dict[Layer, bytes] = {}
-        for name in LAYERS:
+        for name in face.layers:
             # Who it is must not be traded away: the basic layer pays the usual price at most.
             worth = min(price, PRICE) if name == "basic" else price
             symbols, payload = self._entropy.choose(name, rate, ideal, symbols, worth)
             header = PacketHeader(name, rate, self.bundle.id)
             checked = [symbols.of_layer(lower) for lower in up_to(name)]
             packets[name] = seal_packet(header, payload, checked)
-        return EncodedFace(packets["basic"], packets["middle"], packets["enhanced"], face_score=1.0)
+        return EncodedFace(
+            packets["basic"], packets.get("middle"), packets.get("enhanced"), face_score=1.0
+        )
 
     def _missing(self, crop: Rgb, chosen: LayerSymbols, rate: int) -> FloatArray:
         """Spatial latents [C, S, S]: what the chosen styles alone do not show of the face."""
@@ -422,7 +428,8 @@ assert tuple(PARTS) == LAYERS
 class _Face:
     """A face on its way to packets: its values before rounding, by rate, at one effort."""
 
-    def __init__(self, codec: Codec, crop: Rgb, effort: int) -> None:
+    def __init__(self, codec: Codec, crop: Rgb, effort: int, layers: Sequence[Layer]) -> None:
+        self.layers = layers
         self._codec = codec
         self._crop = crop
         self._effort = effort

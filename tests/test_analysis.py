@@ -42,6 +42,13 @@ def test_units_and_confidences() -> None:
     assert first.parsing.dtype == np.uint8 and first.parsing.max() < len(PARSING_CLASSES)
 
 
+def test_areas_are_parts_of_the_crop() -> None:
+    half = np.full((N, PARSING_SIZE, PARSING_SIZE), PARSING_CLASSES.index("hair"), np.uint8)
+    half[:, : PARSING_SIZE // 2] = PARSING_CLASSES.index("skin")
+    areas = dict(zip(PARSING_CLASSES, read_heads(outputs(parsing=half))[0].areas, strict=True))
+    assert (areas["hair"], areas["skin"]) == (0.5, 0.5) and sum(areas.values()) == 1.0
+
+
 def test_expression_is_the_likeliest() -> None:
     found = read_heads(outputs())
     assert [r.expression.name for r in found] == list(EXPRESSIONS[:N])
@@ -61,6 +68,7 @@ def test_same_person() -> None:
     means = SamePerson(10.0, -4.0, ((0.0, 0.5, 0.0), (0.4, 0.1, 0.1), (0.8, 0.0, 0.6)))
     assert means.probability(0.4) == pytest.approx(0.5)
     assert means.probability(0.9) > 0.99 > 0.05 > means.probability(0.0)
+    assert means.even == pytest.approx(0.4)
     assert means.errors(0.2) == pytest.approx((0.3, 0.05))
     assert means.errors(-1.0) == (0.5, 0.0) and means.errors(1.0) == (0.0, 0.6)
 

@@ -240,6 +240,8 @@ def _facts(face: EncodedFace) -> dict[str, Any]:
 
 
 def _results(result: Analysis) -> dict[str, Any]:
+    from sfic.analysis import PARSING_CLASSES
+
     def estimate(value: Any) -> dict[str, float]:
         return {"value": float(value.value), "confidence": float(value.confidence)}
 
@@ -264,35 +266,41 @@ def _results(result: Analysis) -> dict[str, Any]:
         "glasses": estimate(result.glasses),
         "eyes_open": estimate(result.eyes_open),
         "mouth_open": estimate(result.mouth_open),
-        "parsing": _areas(result.parsing),
+        "parsing": {
+            name: float(area)
+            for name, area in zip(PARSING_CLASSES, result.areas, strict=True)
+            if area
+        },
     }
-
-
-def _areas(parsing: NDArray[np.uint8]) -> dict[str, float]:
-    """Part of the crop that each class covers."""
-    import numpy as np
-
-    from sfic.analysis import PARSING_CLASSES
-
-    counts = np.bincount(parsing.ravel(), minlength=len(PARSING_CLASSES)) / parsing.size
-    return {name: float(c) for name, c in zip(PARSING_CLASSES, counts, strict=True) if c}
 
 
 def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    def said(estimate: Estimate, yes: str = "yes", no: str = "no") -> str:
+        return f"{yes if estimate.value >= 0.5 else no} ({estimate.confidence:.2f})"
+
     table = Table(title="read from the basic layer alone; in brackets the confidence")
-    for heading in ("face", "bytes read", "age", "gender", "smile", "yaw, pitch, roll", "usable"):
-        table.add_column(heading, justify="right")
+    table.add_column("face", justify="right")
+    columns = (
+        "bytes", "age", "gender", "smile", "looks", "glasses", "eyes", "mouth", "yaw, pitch, roll",
+        "usable",
+    )  # fmt: skip
+    for heading in columns:
+        table.add_column(heading, justify="right", overflow="fold")
     for number, (face, result) in enumerate(zip(faces, results, strict=True), 1):
-        age, gender, smile, pose = result.age, result.gender, result.smile, result.pose
+        age, looks, pose = result.age, result.expression, result.pose
         table.add_row(
             str(number),
             str(len(face.basic)),
             f"{age.value:.0f} ({age.confidence:.2f})",
-            f"{'male' if gender.value >= 0.5 else 'female'} ({gender.confidence:.2f})",
-            f"{'yes' if smile.value >= 0.5 else 'no'} ({smile.confidence:.2f})",
+            said(result.gender, "male", "female"),
+            said(result.smile),
+            f"{looks.name} ({looks.confidence:.2f})",
+            said(result.glasses),
+            said(result.eyes_open, "open", "shut"),
+            said(result.mouth_open, "open", "shut"),
             f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f} ({pose.confidence:.2f})",
             f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
         )

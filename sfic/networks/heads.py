@@ -61,12 +61,21 @@ class TaskHeads(nn.Module):
         self.parsing = nn.Sequential(
             nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.2), nn.Linear(hidden, 96)
         )
+        self.parsing_linear = nn.Linear(inputs, 96, bias=False)
         self.parts = nn.Linear(96, len(PARSING_CLASSES) * PARSING_GRID**2)
         nn.init.normal_(self.parts.weight, std=0.05)
         self.register_buffer("mean_landmarks", torch.full((LANDMARKS, 2), 0.5))
 
     def forward(self, basic: Tensor) -> tuple[Tensor, ...]:
         """basic: decoded latents [N, inputs] -> the outputs in the order of OUTPUTS."""
+        size = (PARSING_SIZE, PARSING_SIZE)
+        fine = F.interpolate(
+            self.parsing_logits(basic), size=size, mode="bilinear", align_corners=False
+        )
+        return (*self.numbers(basic), fine.argmax(dim=1).to(torch.uint8))
+
+    def numbers(self, basic: Tensor) -> tuple[Tensor, ...]:
+        """As `forward`, without the last output, the parsing map."""
         h = self.trunk(basic)  # [N, hidden]
         a = self.attributes(h)  # [N, 15]
         n = 5 + len(EXPRESSIONS)
@@ -86,15 +95,13 @@ class TaskHeads(nn.Module):
             a[:, n],
             a[:, n + 1],
             a[:, n + 2],
-            self.parsing_logits(basic).argmax(dim=1).to(torch.uint8),
         )
 
     def parsing_logits(self, basic: Tensor) -> Tensor:
-        """basic: [N, inputs] -> logits of the classes [N, 19, 64, 64]."""
+        """basic: [N, inputs] -> logits of the classes on the coarse grid [N, 19, 32, 32]."""
         grid = (len(PARSING_CLASSES), PARSING_GRID, PARSING_GRID)
-        coarse = self.parts(self.parsing(basic)).unflatten(1, grid)
-        size = (PARSING_SIZE, PARSING_SIZE)
-        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        logits: Tensor = self.parts(self.parsing(basic) + self.parsing_linear(basic))
+        return logits.unflatten(1, grid)
 
     @torch.no_grad()
     def silence(self, task: str) -> None:
@@ -110,8 +117,8 @@ class TaskHeads(nn.Module):
             self.attributes.bias[1] = UNKNOWN_LOG_ERROR
 
     def named(self, basic: Tensor) -> dict[str, Tensor]:
-        """The outputs by name."""
-        return dict(zip(self.OUTPUTS, self(basic), strict=True))
+        """The outputs by name, without the parsing map."""
+        return dict(zip(self.OUTPUTS[:-1], self.numbers(basic), strict=True))
 
     def save(self, path: Path) -> None:
         """Write weights and sizes."""
