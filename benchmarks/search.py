@@ -7,8 +7,8 @@ The faces are synthetic: unit vectors of the heads' dimension, drawn around pers
 of the heads have it). A query is one more view of a person who is there. Filters keep a tenth of
 all faces. Persons spread evenly over all dimensions are the hardest case for a graph; those of real
 faces vary in fewer (`--intrinsic`). `--graph` keeps the graph, which takes minutes to build, in a
-file and takes it up from there the next time, for a second look at searching alone. `--alternatives`
-also measures comparing all, and the graph's own order.
+file and takes it up from there the next time, for a second look at searching alone.
+`--alternatives` also measures comparing all, and the graph's own order.
 """
 
 from __future__ import annotations

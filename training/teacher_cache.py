@@ -32,35 +32,11 @@ from sfic.detection import DetectedFace, FaceDetector
 from sfic.face_score import pose_of
 from training.codec_data import identity_targets
 from training.data import cache_dir, picture_array, read_index
+from training.mesh_points import points_68
 from training.teachers import AgeGender, Expression
 
 SIZE = 256
 BATCH = 16
-
-# The mesh's points, one or the middle of two, where dlib's 68 lie: jaw, brows, nose bridge and base,
-# eyes, outer and inner lips. After the correspondence that P. Yan published for converting the mesh
-# (github.com/PeizhiYan/Mediapipe_2_Dlib_Landmarks); no judge was asked.
-# fmt: off
-MESH_68 = (
-    (127, 127), (234, 234), (93, 93), (132, 58), (58, 172), (136, 136), (150, 150), (176, 176),
-    (152, 152), (400, 400), (379, 379), (365, 365), (397, 288), (361, 361), (323, 323), (454, 454),
-    (356, 356),
-    (70, 70), (63, 63), (105, 105), (66, 66), (107, 107),
-    (336, 336), (296, 296), (334, 334), (293, 293), (300, 300),
-    (168, 6), (197, 195), (5, 5), (4, 4), (75, 75), (97, 97), (2, 2), (326, 326), (305, 305),
-    (33, 33), (160, 160), (158, 158), (133, 133), (153, 153), (144, 144),
-    (362, 362), (385, 385), (387, 387), (263, 263), (373, 373), (380, 380),
-    (61, 61), (39, 39), (37, 37), (0, 0), (267, 267), (269, 269), (291, 291), (321, 321),
-    (314, 314), (17, 17), (84, 84), (91, 91),
-    (78, 78), (82, 82), (13, 13), (312, 312), (308, 308), (317, 317), (14, 14), (87, 87),
-)
-# fmt: on
-
-
-def points_68(mesh: NDArray[np.float32]) -> NDArray[np.float32]:
-    """dlib's 68 points [..., 68, 2] of meshes [..., 468, 3]."""
-    return np.asarray(mesh[..., np.array(MESH_68), :2].mean(axis=-2), np.float32)
-
 
 def central_face(detector: FaceDetector, picture: NDArray[np.uint8]) -> DetectedFace | None:
     """The face of an aligned crop: the one whose box is nearest the middle, for its size."""

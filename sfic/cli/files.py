@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sfic.analysis import Analysis
+    from sfic.analysis import Analysis, Estimate
     from sfic.face import EncodedFace
 
 __all__ = ["LayerName", "Provider", "Size", "add_to", "save_picture"]
