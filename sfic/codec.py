@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfic.alignment import align
-from sfic.analysis import Analysis, SamePerson, read_heads
+from sfic.analysis import HEADS, Analysis, SamePerson, read_heads
 from sfic.bundle import ModelBundle
 from sfic.detection import FaceDetector
 from sfic.effort import Refiner
@@ -52,8 +52,8 @@ MOST_BYTES: Final = 1311  # of a face at a rate: 0.01 bit for each of 1024x1024 
 class Codec:
     """Encodes and decodes faces with one model bundle.
 
-    Networks are loaded when they are first needed (`warm_up` loads them ahead); they are shared by
-    all threads that use the codec.
+    Networks are loaded when they are first needed (`warm_up` loads them ahead), the small one of
+    the machine tasks at once; they are shared by all threads that use the codec.
     """
 
     def __init__(self, bundle: ModelBundle, provider: str = "auto", threads: int = 0) -> None:
@@ -69,10 +69,17 @@ class Codec:
         """Open the model bundle in a directory (default: the one that ships).
 
         `provider`: "auto", "cpu" or "cuda". `threads`: threads of one network, 0: all cores.
-        Raises BundleError when the bundle is not whole, ProviderUnavailable for a GPU that is not
-        there (when the first network is loaded).
+        Raises BundleError when the bundle is not whole or lacks the heads of a machine task,
+        ProviderUnavailable for a GPU that is not there (when the first large network is loaded).
         """
-        return cls(ModelBundle.load(bundle), provider, threads)
+        codec = cls(ModelBundle.load(bundle), provider, threads)
+        lacking = [name for name in HEADS if name not in _outputs(codec._heads)]
+        if lacking:
+            raise BundleError(
+                f"model bundle {codec.model_bundle} has no head for {', '.join(lacking)}: train its"
+                " heads again with `python -m training.train_heads`, and export"
+            )
+        return codec
 
     @property
     def model_bundle(self) -> str:
@@ -341,7 +348,12 @@ class Codec:
         return [results[i] for i in range(len(basics))]
 
     def _run_heads(self, latents: FloatArray) -> list[Analysis]:
-        return read_heads(_run(self._heads, {"basic": latents}))
+        return read_heads(_run(self._heads, {"basic": latents}), self._score_law)
+
+    @cached_property
+    def _score_law(self) -> tuple[float, float]:
+        given = self.bundle.meta.get("face_score", {"scale": 1.0, "offset": 0.0})
+        return float(given["scale"]), float(given["offset"])
 
     # -- pieces
 
@@ -496,5 +508,9 @@ def _planes(rgb: Rgb) -> FloatArray:
 
 
 def _run(session: Any, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    names = [output.name for output in session.get_outputs()]
+    names = _outputs(session)
     return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def _outputs(session: Any) -> list[str]:
+    return [output.name for output in session.get_outputs()]

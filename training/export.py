@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from sfic.analysis import HEADS
 from sfic.bundle import ModelBundle
 from sfic.networks.codec import LAYERS, FaceCodec
 from sfic.networks.heads import TaskHeads
@@ -172,7 +173,7 @@ def export_codec(
         ("correction", "picture"),
         out / "correction.onnx",
     )
-    export(heads, {"basic": latents["basic"]}, heads.OUTPUTS, out / "heads.onnx")
+    export(heads, {"basic": latents["basic"]}, HEADS, out / "heads.onnx")
     return {
         "input": seen,
         "picture": s.picture,

@@ -254,7 +254,7 @@ def losses(heads: TaskHeads, basic: Tensor, want: Targets) -> dict[str, Tensor]:
     distance = (1 - cosine).detach().clamp_min(1e-3).log()
     points = (out["landmarks"] - want.landmarks).abs().mean(dim=(1, 2))
     angle = (out["pose"][:, :3] - want.pose).abs().mean(dim=1)
-    trust = ((cosine.detach() - 0.3) / 0.5).clamp(0, 1)
+    trust = ((cosine.detach() - 0.4) / 0.5).clamp(0, 1)
     parts = {
         "identity": 4 * (1 - cosine).mean(),
         "identity_error": 0.2 * (out["identity_error"] - distance).abs().mean(),

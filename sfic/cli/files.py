@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerName", "Provider", "Size", "add_to", "save_picture"]
 
 _MEGAPIXEL = 1024 * 1024
+_SIDE_BY_SIDE = 4  # faces in one table of results
 
 
 class LayerName(str, Enum):
@@ -281,27 +282,29 @@ def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> 
     def said(estimate: Estimate, yes: str = "yes", no: str = "no") -> str:
         return f"{yes if estimate.value >= 0.5 else no} ({estimate.confidence:.2f})"
 
-    table = Table(title="read from the basic layer alone; in brackets the confidence")
-    table.add_column("face", justify="right")
-    columns = (
-        "bytes", "age", "gender", "smile", "looks", "glasses", "eyes", "mouth", "yaw, pitch, roll",
-        "usable",
-    )  # fmt: skip
-    for heading in columns:
-        table.add_column(heading, justify="right", overflow="fold")
-    for number, (face, result) in enumerate(zip(faces, results, strict=True), 1):
+    def column(face: EncodedFace, result: Analysis) -> dict[str, str]:
         age, looks, pose = result.age, result.expression, result.pose
-        table.add_row(
-            str(number),
-            str(len(face.basic)),
-            f"{age.value:.0f} ({age.confidence:.2f})",
-            said(result.gender, "male", "female"),
-            said(result.smile),
-            f"{looks.name} ({looks.confidence:.2f})",
-            said(result.glasses),
-            said(result.eyes_open, "open", "shut"),
-            said(result.mouth_open, "open", "shut"),
-            f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f} ({pose.confidence:.2f})",
-            f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
-        )
-    Console().print(table)
+        return {
+            "bytes read": str(len(face.basic)),
+            "age": f"{age.value:.0f} ({age.confidence:.2f})",
+            "gender": said(result.gender, "male", "female"),
+            "smile": said(result.smile),
+            "looks": f"{looks.name} ({looks.confidence:.2f})",
+            "glasses": said(result.glasses),
+            "eyes": said(result.eyes_open, "open", "shut"),
+            "mouth": said(result.mouth_open, "open", "shut"),
+            "yaw, pitch, roll": f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f}"
+            f" ({pose.confidence:.2f})",
+            "usable": f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
+        }
+
+    columns = [column(face, result) for face, result in zip(faces, results, strict=True)]
+    for first in range(0, len(columns), _SIDE_BY_SIDE):
+        shown = columns[first : first + _SIDE_BY_SIDE]
+        table = Table(title="read from the basic layer alone; in brackets the confidence")
+        table.add_column("face")
+        for number in range(first + 1, first + len(shown) + 1):
+            table.add_column(str(number), justify="right")
+        for task in shown[0]:
+            table.add_row(task, *(one[task] for one in shown))
+        Console().print(table)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfic.analysis import EXPRESSIONS, PARSING_CLASSES, PARSING_SIZE
+from sfic.analysis import EXPRESSIONS, HEADS, PARSING_CLASSES, PARSING_SIZE
 
 LANDMARKS = 68
 PARSING_GRID = 32  # what the network decides; the map is twice as fine, by interpolation
@@ -19,22 +19,6 @@ UNKNOWN_LOG_ERROR = 8.0  # an expected error of thousands: no confidence in any 
 class TaskHeads(nn.Module):
     """One small network for all tasks; `sfic.analysis.read_heads` reads its outputs."""
 
-    OUTPUTS: ClassVar[tuple[str, ...]] = (
-        "embedding",
-        "identity_error",
-        "age",
-        "gender",
-        "smile",
-        "pose",
-        "landmarks",
-        "landmarks_error",
-        "score",
-        "expression",
-        "glasses",
-        "eyes_open",
-        "mouth_open",
-        "parsing",
-    )
     # Columns of the attributes of each task that may have had no teacher.
     COLUMNS: ClassVar[dict[str, tuple[int, ...]]] = {
         "age": (0, 1),
@@ -67,7 +51,7 @@ class TaskHeads(nn.Module):
         self.register_buffer("mean_landmarks", torch.full((LANDMARKS, 2), 0.5))
 
     def forward(self, basic: Tensor) -> tuple[Tensor, ...]:
-        """basic: decoded latents [N, inputs] -> the outputs in the order of OUTPUTS."""
+        """basic: decoded latents [N, inputs] -> the outputs in the order of HEADS."""
         size = (PARSING_SIZE, PARSING_SIZE)
         fine = F.interpolate(
             self.parsing_logits(basic), size=size, mode="bilinear", align_corners=False
@@ -118,7 +102,7 @@ class TaskHeads(nn.Module):
 
     def named(self, basic: Tensor) -> dict[str, Tensor]:
         """The outputs by name, without the parsing map."""
-        return dict(zip(self.OUTPUTS[:-1], self.numbers(basic), strict=True))
+        return dict(zip(HEADS[:-1], self.numbers(basic), strict=True))
 
     def save(self, path: Path) -> None:
         """Write weights and sizes."""
