@@ -19,6 +19,7 @@ def main() -> int:
         commands += [["benchmarks.quality"], ["benchmarks.conditions"], ["benchmarks.tasks"]]
     else:
         print("no face sets: quality, conditions and tasks are not measured", file=sys.stderr)
+    commands += [["benchmarks.analytics_throughput"], ["benchmarks.search"]]
     for command in commands:
         print(f"== python -m {' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, "-m", *command], check=False)

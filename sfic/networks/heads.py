@@ -19,6 +19,9 @@ UNKNOWN_LOG_ERROR = 8.0  # an expected error of thousands: no confidence in any 
 class TaskHeads(nn.Module):
     """One small network for all tasks; `sfic.analysis.read_heads` reads its outputs."""
 
+    mean_landmarks: Tensor
+    finer: Tensor
+
     # Columns of the attributes of each task that may have had no teacher.
     COLUMNS: ClassVar[dict[str, tuple[int, ...]]] = {
         "age": (0, 1),
@@ -49,13 +52,13 @@ class TaskHeads(nn.Module):
         self.parts = nn.Linear(96, len(PARSING_CLASSES) * PARSING_GRID**2)
         nn.init.normal_(self.parts.weight, std=0.05)
         self.register_buffer("mean_landmarks", torch.full((LANDMARKS, 2), 0.5))
+        rows = F.interpolate(torch.eye(PARSING_GRID)[None], size=PARSING_SIZE, mode="linear")
+        self.register_buffer("finer", rows[0].T.contiguous(), persistent=False)  # [64, 32]
 
     def forward(self, basic: Tensor) -> tuple[Tensor, ...]:
         """basic: decoded latents [N, inputs] -> the outputs in the order of HEADS."""
-        size = (PARSING_SIZE, PARSING_SIZE)
-        fine = F.interpolate(
-            self.parsing_logits(basic), size=size, mode="bilinear", align_corners=False
-        )
+        # Bilinear interpolation as products: twice as fast as the operator that is made for it.
+        fine = self.finer @ (self.parsing_logits(basic) @ self.finer.T)  # [N, 19, 64, 64]
         return (*self.numbers(basic), fine.argmax(dim=1).to(torch.uint8))
 
     def numbers(self, basic: Tensor) -> tuple[Tensor, ...]:
