@@ -232,7 +232,7 @@ def geometry_tasks(table: Table, originals: Originals) -> None:
         ("judge", "landmarks, mean error over eye distance", ("4 %", 4.0)),
         ("mesh", "landmarks, the same against the mesh", None),
     ):
-        error = errors.get(name)
+        error = errors.get(name, np.empty(0, np.float32))
         table.add(
             task,
             "celebahq512png",
