@@ -197,14 +197,14 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         """Make or change a watchlist."""
         kept = await self._watchlists.put(watchlist_of(request.watchlist))
         log.info("watchlist put", watchlist=kept.watchlist_id, purpose=kept.purpose)
-        return pb.PutWatchlistResponse(watchlist=_watchlist_message(kept))
+        return pb.PutWatchlistResponse(watchlist=self._watchlist_message(kept))
 
     async def ListWatchlists(  # noqa: N802
         self, request: pb.ListWatchlistsRequest, context: Context
     ) -> pb.ListWatchlistsResponse:
         """List the watchlists."""
         kept = await self._watchlists.all()
-        return pb.ListWatchlistsResponse(watchlists=map(_watchlist_message, kept))
+        return pb.ListWatchlistsResponse(watchlists=map(self._watchlist_message, kept))
 
     async def RemoveWatchlist(  # noqa: N802
         self, request: pb.RemoveWatchlistRequest, context: Context
@@ -271,6 +271,20 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
                 if not wanted or alert.watchlist_id in wanted:
                     yield pb.SubscribeAlertsResponse(cursor=alert.cursor, alert=alert.message())
 
+    def _watchlist_message(self, watchlist: Watchlist) -> pb.Watchlist:
+        message = pb.Watchlist(
+            watchlist_id=watchlist.watchlist_id,
+            purpose=watchlist.purpose,
+            threshold=watchlist.threshold,
+            camera_ids=watchlist.camera_ids,
+            entries=watchlist.entries,
+        )
+        if self._same_person is not None:
+            rates = self._same_person.errors(watchlist.threshold)
+            message.false_match_rate, message.false_non_match_rate = rates
+        message.created_time.FromNanoseconds(watchlist.created)
+        return message
+
     def _entry_message(self, entry: Entry) -> pb.WatchlistEntry:
         message = pb.WatchlistEntry(
             watchlist_id=entry.watchlist_id,
@@ -282,18 +296,6 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         message.created_time.FromNanoseconds(entry.created)
         message.expires_time.FromNanoseconds(entry.expires)
         return message
-
-
-def _watchlist_message(watchlist: Watchlist) -> pb.Watchlist:
-    message = pb.Watchlist(
-        watchlist_id=watchlist.watchlist_id,
-        purpose=watchlist.purpose,
-        threshold=watchlist.threshold,
-        camera_ids=watchlist.camera_ids,
-        entries=watchlist.entries,
-    )
-    message.created_time.FromNanoseconds(watchlist.created)
-    return message
 
 
 def _visit_message(visit: Visit) -> pb.Visit:

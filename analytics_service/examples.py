@@ -91,7 +91,8 @@ class ExampleReader:
         return Example(self._trusted(self._codec.analyze(basic)))
 
     def _picture(self, picture: bytes) -> Example:
-        faces = self._codec.encode_picture(read_picture(picture, self._limits), max_faces=1)
+        pixels = read_picture(picture, self._limits)
+        faces = self._codec.encode_picture(pixels, max_faces=1, layers="basic")
         if not faces:
             raise NoFaceFound("no face found in the picture")
         analysis = self._codec.analyze(faces[0].basic)

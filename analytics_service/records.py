@@ -6,6 +6,7 @@ Belongs here: turning one form into another. Does not belong here: where they ar
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,12 +92,17 @@ class StoredResult:
 
 
 def make_result(
-    face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str, lowest_score: float
+    face: common_pb2.FaceInfo,
+    analysis: Analysis,
+    model_bundle: str,
+    lowest_score: float,
+    keep_parsing: bool = False,
 ) -> StoredResult:
     """A new result, made now with `model_bundle` and not kept yet.
 
     A face whose score, the edge's or the one read from its basic layer, is under `lowest_score` is
-    unknown: nothing that was read from it is kept. Raises `BundleMismatch` for a face of another
+    unknown: nothing that was read from it is kept. `keep_parsing`: the parsing map is part of the
+    result, not only what its classes cover. Raises `BundleMismatch` for a face of another
     bundle whose packet was decoded only because the two bytes of the bundle's hash in it agree,
     `InvalidInput` for a capture time that no clock shows.
     """
@@ -116,6 +122,8 @@ def make_result(
     )
     if known:
         _fill(message, analysis)
+        if keep_parsing:
+            message.parsing = zlib.compress(analysis.parsing.tobytes())
     message.analysed_time.FromNanoseconds(now)
     return StoredResult(
         cursor=0,
@@ -160,6 +168,7 @@ def _fill(message: analytics_pb2.FaceAnalysis, analysis: Analysis) -> None:
     for name in ("glasses", "eyes_open", "mouth_open"):
         read = getattr(analysis, name)
         getattr(message, name).CopyFrom(_estimate(read.value, read.confidence))
+    message.areas.extend(analysis.areas.tolist())
 
 
 def _estimate(value: float, confidence: float) -> analytics_pb2.Estimate:

@@ -46,6 +46,8 @@ _LOAD_PAGE = 2000
 _GRAPH_SHARE = 0.5
 _GRAPH_REST_SECONDS = 1.0
 _DAY_NS = 86_400 * 10**9
+# Of the faces of a visit, where the bundle does not say better.
+_UNCALIBRATED_SIMILARITY = 0.5
 
 
 class AnalyticsService:
@@ -82,7 +84,7 @@ class AnalyticsService:
         self._codec = await loop.run_in_executor(self._analysis, self._load_codec)
         log.info("codec loaded", model_bundle=self._codec.model_bundle)
         self._index = FaceIndex(settings.exact_faces)
-        visits = VisitTracker(settings.visit_gap_seconds, settings.visit_similarity)
+        visits = VisitTracker(settings.visit_gap_seconds, self._visit_similarity())
         watchlists = Watchlists(self._codec.model_bundle, enabled=settings.watchlists)
         path = settings.database.expanduser()
         self._store = store = await asyncio.to_thread(ResultStore, path, visits, watchlists)
@@ -125,6 +127,12 @@ class AnalyticsService:
         await self._take_from_index(gone)
         self._metrics.results_forgotten.inc(len(gone))
         log.info("results forgotten", edge=edge, order=order.cursor, results=len(gone))
+
+    def _visit_similarity(self) -> float:
+        if self.settings.visit_similarity is not None:
+            return self.settings.visit_similarity
+        calibrated = self._codec.same_person
+        return _UNCALIBRATED_SIMILARITY if calibrated is None else calibrated.even
 
     def _make_api(self) -> AnalyticsApi:
         settings = self.settings
@@ -173,6 +181,7 @@ class AnalyticsService:
             self._metrics,
             settings.batch_faces,
             settings.min_trusted_score,
+            settings.keep_parsing,
             self._kept,
         )
         self._keep_running(worker.run())

@@ -89,6 +89,11 @@ class AnalyticsSettings(EdgeClientSettings):
         description="By the edge's face score and by the one read from the basic layer. Of an "
         "unknown face nothing is guessed.",
     )
+    keep_parsing: bool = Field(
+        False,
+        title="Keep the parsing map of each face",
+        description="64x64 classes, some 300 bytes a face. What each class covers is kept anyway.",
+    )
     exact_faces: int = Field(
         100_000,
         ge=10_000,
@@ -103,12 +108,13 @@ class AnalyticsSettings(EdgeClientSettings):
         title="Longest time between two faces of a visit, in seconds",
         description="Who comes back to a camera later than this makes a new visit.",
     )
-    visit_similarity: float = Field(
-        0.5,
+    visit_similarity: float | None = Field(
+        None,
         ge=-1.0,
         le=1.0,
         title="Cosine from which a face belongs to a visit",
-        description="Compared with the mean of the visit's faces.",
+        description="Compared with the mean of the visit's faces. Unset: where the model bundle "
+        "has one person as likely as two; 0.5 with one that was not calibrated.",
     )
     watchlists: bool = Field(
         False,

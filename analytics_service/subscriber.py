@@ -154,6 +154,7 @@ class Worker:
         metrics: AnalyticsMetrics,
         batch_faces: int,
         min_trusted_score: float,
+        keep_parsing: bool,
         kept: Callable[[Committed], None],
     ) -> None:
         """`kept` is called in the event loop with what each commit made."""
@@ -164,6 +165,7 @@ class Worker:
         self._metrics = metrics
         self._batch_faces = batch_faces
         self._min_trusted_score = min_trusted_score
+        self._keep_parsing = keep_parsing
         self._kept = kept
         # An edge sends nothing more of what it has forgotten: only what is under way is looked at,
         # and no more than the queue holds can be.
@@ -228,7 +230,11 @@ class Worker:
                     raise outcome
                 results.append(
                     make_result(
-                        arrival.face, outcome, self._codec.model_bundle, self._min_trusted_score
+                        arrival.face,
+                        outcome,
+                        self._codec.model_bundle,
+                        self._min_trusted_score,
+                        self._keep_parsing,
                     )
                 )
             except SficError as error:

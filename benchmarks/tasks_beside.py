@@ -6,7 +6,7 @@ Belongs here: running them on the face sets. Not here: reading basic layers (`be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,10 +20,14 @@ from sfic.evaluation.judges import WORKING_SIZE, Judges, landmark_error
 from sfic.evaluation.vvc import VvcStreams, decode, read_streams
 from sfic.face_score import pose_of
 from training.data import FaceRow, cache_dir, load_rgb, shared_dir
+from training.mesh_points import points_68
 
 Rgb = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 Tell = Callable[[Sequence[Any], str], Iterator[Any]]
+
+
+NO_FACE = {"pose": 45.0, "mesh": 50.0}  # degrees; % of the distance between the eyes
 
 
 @dataclass(frozen=True)
@@ -54,45 +58,57 @@ def faceres_on(pictures: Iterator[Rgb]) -> Seen:
     return Seen(embedding, age, gender)
 
 
-def mesh_pose(detector: FaceDetector, picture: Rgb) -> Floats:
-    """Yaw, pitch, roll [3] by the face mesh; nan where no face is found."""
+def mesh_of(detector: FaceDetector, picture: Rgb) -> tuple[Floats, Floats]:
+    """Yaw, pitch, roll [3] and 68 points [68, 2] by the face mesh; nan where no face is found."""
     faces = detector.detect(picture, max_faces=1)
     if not faces:
-        return np.full(3, np.nan)
+        return np.full(3, np.nan), np.full((68, 2), np.nan)
     pose = pose_of(faces[0].landmarks)
-    return np.array([pose.yaw, pose.pitch, pose.roll])
+    points = points_68(faces[0].landmarks) / picture.shape[0]
+    return np.array([pose.yaw, pose.pitch, pose.roll]), points.astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Originals:
-    """What is read from original pictures once, for all rates; by path in the index."""
+    """What is read from original pictures once, for all rates; by path in the index.
+
+    `landmarks` by face-api, a judge; `mesh` by the face mesh, which taught the heads.
+    """
 
     faceres: dict[str, tuple[Floats, float, float]]
     pose: dict[str, Floats]
     landmarks: dict[str, Floats]
+    mesh: dict[str, Floats] = field(default_factory=dict)
+
+    def gender(self, row: FaceRow) -> str:
+        """What the index says, else what `faceres` reads from the original; empty: neither."""
+        path = row.fields["path"]
+        if row.fields["gender"] or path not in self.faceres:
+            return row.fields["gender"]
+        return "male" if self.faceres[path][2] >= 0.5 else "female"
 
     @classmethod
     def read(cls, rows: Sequence[FaceRow], judges: Judges, tell: Tell) -> Originals:
         """`faceres` stays empty where torch or its weights are missing."""
         weights = cache_dir() / "teachers" / "faceres.safetensors"
         teacher = find_spec("torch") is not None and weights.is_file()
-        wanted = [r for r in rows if r.set in ("lfw256", "london1024", "mebeauty256")]
         faceres = {}
         if teacher:
-            crops = (load_rgb(r.path, 256) for r in tell(wanted, "faceres on originals"))
+            crops = (load_rgb(r.path, 256) for r in tell(rows, "faceres on originals"))
             seen = faceres_on(crops)
             faceres = {
                 row.fields["path"]: (seen.embedding[i], float(seen.age[i]), float(seen.gender[i]))
-                for i, row in enumerate(wanted)
+                for i, row in enumerate(rows)
             }
-        detector, pose = FaceDetector(), {}
+        detector, pose, mesh = FaceDetector(), {}, {}
         for row in tell([r for r in rows if r.set != "celebahq512"], "mesh on originals"):
-            pose[row.fields["path"]] = mesh_pose(detector, load_rgb(row.path, 256))
+            path = row.fields["path"]
+            pose[path], mesh[path] = mesh_of(detector, load_rgb(row.path, 256))
         landmarks = {}
         for row in tell([r for r in rows if r.set == "celebahq512png"], "68 points on originals"):
             crop = load_rgb(row.path, WORKING_SIZE)[None]
             landmarks[row.fields["path"]] = judges.landmarks68(crop)[0].astype(np.float64)
-        return cls(faceres, pose, landmarks)
+        return cls(faceres, pose, landmarks, mesh)
 
 
 def beside_vvc(
@@ -136,11 +152,16 @@ def vvc_tasks(
     path = {name: basics.rows[i].fields["path"] for name, i in index.items()}
     fields = {name: basics.rows[i].fields for name, i in index.items()}
 
-    members = [n for n, i in index.items() if path[n] in originals.landmarks and i in points]
-    if members:
-        truth = np.stack([originals.landmarks[path[n]] for n in members]).astype(np.float32)
-        ours = np.stack([points[index[n]] for n in members]).astype(np.float32)
-        yield "landmarks", False, members, float(landmark_error(truth, ours).mean())
+    for task, truths in (("landmarks", originals.landmarks), ("mesh", originals.mesh)):
+        members = [
+            n
+            for n, i in index.items()
+            if path[n] in truths and np.isfinite(truths[path[n]]).all() and i in points
+        ]
+        if members:
+            truth = np.stack([truths[path[n]] for n in members]).astype(np.float32)
+            ours = np.stack([points[index[n]] for n in members]).astype(np.float32)
+            yield task, False, members, float(landmark_error(truth, ours).mean())
     members = [
         n
         for n, i in index.items()
@@ -187,8 +208,8 @@ def vvc_points(
 ) -> list[VvcPoint]:
     """The networks' work on VVC's pictures, at each setting of up to `max_bytes` on average.
 
-    Landmarks by face-api on the original's crop; pose by the mesh, where no face is found an error
-    of 45 degrees; age and gender by `faceres`.
+    Landmarks by face-api on the original's crop; pose and, against itself, points by the mesh; age
+    and gender by `faceres`. Where the mesh finds no face its errors are `NO_FACE`.
     """
     folder = shared_dir() / "data" / "vvc"
     whole = {s.label: s for group in VvcStreams(folder).settings() for s in group}
@@ -205,7 +226,7 @@ def vvc_points(
     for label, setting in tell(sorted(whole.items()), "networks on VVC"):
         sizes: dict[str, int] = {}
         values: dict[str, dict[str, float]] = {
-            task: {} for task in ("landmarks", "pose", "age", "gender")
+            task: {} for task in ("landmarks", "mesh", "pose", "age", "gender")
         }
         of_setting = [streams[r.path.name, setting.size, setting.quality] for r in chosen]
         if not of_setting or np.mean([s.bytes_vcl for s in of_setting]) > max_bytes:
@@ -218,8 +239,12 @@ def vvc_points(
                 found = judges.landmarks68(picture[None], places[name])
                 truth = originals.landmarks[key][None].astype(np.float32)
                 values["landmarks"][name] = float(landmark_error(truth, found)[0])
-            away = np.abs(mesh_pose(detector, picture) - originals.pose[key]).mean()
-            values["pose"][name] = float(away) if np.isfinite(away) else 45.0
+            pose, mesh = mesh_of(detector, picture)
+            away = float(np.abs(pose - originals.pose[key]).mean())
+            values["pose"][name] = away if np.isfinite(away) else NO_FACE["pose"]
+            truth, ours = (x[None].astype(np.float32) for x in (originals.mesh[key], mesh))
+            away = float(landmark_error(truth, ours)[0])
+            values["mesh"][name] = away if np.isfinite(away) else NO_FACE["mesh"]
         labelled = [r for r in chosen if r.set == "london1024"]
         if originals.faceres and labelled:
             seen = faceres_on(iter([pictures[r.path.name] for r in labelled]))

@@ -16,6 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 
 __all__ = [
     "EXPRESSIONS",
+    "HEADS",
     "PARSING_CLASSES",
     "PARSING_SIZE",
     "Analysis",
@@ -34,6 +35,11 @@ PARSING_CLASSES: Final = (
     "necklace", "neck", "clothes",
 )  # fmt: skip
 PARSING_SIZE: Final = 64
+# Outputs of the heads network, in its order; `read_heads` says what they are.
+HEADS: Final = (
+    "embedding", "identity_error", "age", "gender", "smile", "pose", "landmarks",
+    "landmarks_error", "score", "expression", "glasses", "eyes_open", "mouth_open", "parsing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Analysis:
 
     `embedding`: unit float32 [D], identity; compare by dot product. `age`: years. `gender`:
     presentation, 0 female .. 1 male. `smile`: probability. `landmarks`: float32 [68, 2], iBUG
-    order, x and y as parts of the crop, 0..1. `face_score`: how far to trust the rest, 0..1.
+    order, x and y as parts of the crop, 0..1. `face_score`: how far to trust the rest, 0..1; of a
+    calibrated bundle the probability that the face is matched with another picture of its person.
     `glasses`, `eyes_open`, `mouth_open`: probabilities. `parsing`: uint8 [64, 64], the number of
     the `PARSING_CLASSES` at each place of the crop.
     """
@@ -89,6 +96,12 @@ class Analysis:
     mouth_open: Estimate
     parsing: npt.NDArray[np.uint8]
 
+    @property
+    def areas(self) -> FloatArray:
+        """Part of the crop that each of the `PARSING_CLASSES` covers, float32 [19]."""
+        counts = np.bincount(self.parsing.ravel(), minlength=len(PARSING_CLASSES))
+        return (counts / self.parsing.size).astype(np.float32)
+
 
 @dataclass(frozen=True)
 class SamePerson:
@@ -105,6 +118,11 @@ class SamePerson:
     def probability(self, similarity: float) -> float:
         """Probability of one person, 0..1, at a cosine of -1..1."""
         return float(1.0 / (1.0 + np.exp(-(self.scale * similarity + self.offset))))
+
+    @property
+    def even(self) -> float:
+        """The cosine at which one person is as likely as two."""
+        return -self.offset / self.scale
 
     def errors(self, threshold: float) -> tuple[float, float]:
         """(False match rate, false non-match rate) when a cosine of `threshold` is a match."""
@@ -136,8 +154,12 @@ def _within(log_error: float, tolerance: float) -> float:
     return float(1.0 - np.exp(-tolerance / np.exp(np.clip(log_error, -8.0, 8.0))))
 
 
-def read_heads(outputs: Mapping[str, npt.NDArray[Any]]) -> list[Analysis]:
+def read_heads(
+    outputs: Mapping[str, npt.NDArray[Any]], score_law: tuple[float, float] = (1.0, 0.0)
+) -> list[Analysis]:
     """Outputs of the heads network for n faces to n results.
+
+    `score_law`: scale and offset that calibrate the logit of the face score.
 
     `embedding` [n, D] unit; `age` [n, 2] years/50 and log error; `gender` and `smile` [n] logits;
     `pose` [n, 4] degrees/30 and log error; `landmarks` [n, 68, 2] crop fractions;
@@ -146,6 +168,7 @@ def read_heads(outputs: Mapping[str, npt.NDArray[Any]]) -> list[Analysis]:
     [n, 64, 64].
     """
     results = []
+    scale, offset = score_law
     for i in range(len(outputs["embedding"])):
         pose, age = outputs["pose"][i], outputs["age"][i]
         results.append(
@@ -167,7 +190,7 @@ def read_heads(outputs: Mapping[str, npt.NDArray[Any]]) -> list[Analysis]:
                 ),
                 landmarks=np.asarray(outputs["landmarks"][i], dtype=np.float32),
                 landmarks_confidence=_within(float(outputs["landmarks_error"][i]), 0.02),
-                face_score=_probability(float(outputs["score"][i])),
+                face_score=_probability(scale * float(outputs["score"][i]) + offset),
                 expression=_expression(outputs["expression"][i]),
                 glasses=_probability(float(outputs["glasses"][i])),
                 eyes_open=_probability(float(outputs["eyes_open"][i])),

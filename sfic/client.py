@@ -11,6 +11,7 @@ anything of the service, and files (`sfic.export`). docs/how-to/analytics-client
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -25,7 +26,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from sfic.analysis import Estimate
+from sfic.analysis import PARSING_CLASSES, PARSING_SIZE, Estimate
 from sfic.errors import InvalidInput, Unavailable
 from sfic.service.client import Backoff, from_rpc_error, open_channel, sfic_errors
 from sfic.service.identity import Identity
@@ -85,6 +86,10 @@ class FaceResult:
     glasses: Estimate | None
     eyes_open: Estimate | None
     mouth_open: Estimate | None
+    areas: dict[str, float]
+    """Part of the crop that each of `sfic.analysis.PARSING_CLASSES` covers; empty when unknown."""
+    parsing: NDArray[np.uint8] | None
+    """The map itself, uint8 [64, 64]; None unless the service keeps it (`keep_parsing`)."""
     missed: int
     """Results before this one that retention dropped before they were read."""
 
@@ -126,6 +131,8 @@ class FaceResult:
             glasses=estimate("glasses"),
             eyes_open=estimate("eyes_open"),
             mouth_open=estimate("mouth_open"),
+            areas=dict(zip(PARSING_CLASSES, message.areas, strict=False)),
+            parsing=_parsing(message.parsing),
             missed=missed,
         )
 
@@ -163,13 +170,19 @@ class Visit:
 
 @dataclass(frozen=True)
 class Watchlist:
-    """Faces to be told of; `threshold`: cosine from which a face is an entry's."""
+    """Faces to be told of; `threshold`: cosine from which a face is an entry's.
+
+    What it is worth on real pairs: `false_match_rate` of pairs of two people are matches,
+    `false_non_match_rate` of pairs of one person are not; None: the bundle was not calibrated.
+    """
 
     watchlist_id: str
     purpose: str
     threshold: float
     camera_ids: tuple[str, ...]
     entries: int
+    false_match_rate: float | None
+    false_non_match_rate: float | None
 
 
 @dataclass(frozen=True)
@@ -511,13 +524,26 @@ def _datetime(stamp: Timestamp) -> datetime:
     return made
 
 
+def _parsing(packed: bytes) -> NDArray[np.uint8] | None:
+    """The map in a result, uint8 [64, 64]; None when there is none."""
+    if not packed:
+        return None
+    flat = np.frombuffer(zlib.decompress(packed), np.uint8)
+    return flat.reshape(PARSING_SIZE, PARSING_SIZE)
+
+
 def _watchlist(message: pb.Watchlist) -> Watchlist:
+    def rate(name: str) -> float | None:
+        return getattr(message, name) if message.HasField(name) else None
+
     return Watchlist(
         watchlist_id=message.watchlist_id,
         purpose=message.purpose,
         threshold=message.threshold,
         camera_ids=tuple(message.camera_ids),
         entries=message.entries,
+        false_match_rate=rate("false_match_rate"),
+        false_non_match_rate=rate("false_non_match_rate"),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfic.alignment import align
-from sfic.analysis import Analysis, SamePerson, read_heads
+from sfic.analysis import HEADS, Analysis, SamePerson, read_heads
 from sfic.bundle import ModelBundle
 from sfic.detection import FaceDetector
 from sfic.effort import STEPS, Laws, Refiner
@@ -51,8 +52,8 @@ MOST_BYTES: Final = 1311  # of a face at a rate: 0.01 bit for each of 1024x1024 
 class Codec:
     """Encodes and decodes faces with one model bundle.
 
-    Networks are loaded when they are first needed (`warm_up` loads them ahead); they are shared by
-    all threads that use the codec.
+    Networks are loaded when they are first needed (`warm_up` loads them ahead), the small one of
+    the machine tasks at once; they are shared by all threads that use the codec.
     """
 
     def __init__(self, bundle: ModelBundle, provider: str = "auto", threads: int = 0) -> None:
@@ -68,10 +69,17 @@ class Codec:
         """Open the model bundle in a directory (default: the one that ships).
 
         `provider`: "auto", "cpu" or "cuda". `threads`: threads of one network, 0: all cores.
-        Raises BundleError when the bundle is not whole, ProviderUnavailable for a GPU that is not
-        there (when the first network is loaded).
+        Raises BundleError when the bundle is not whole or lacks the heads of a machine task,
+        ProviderUnavailable for a GPU that is not there (when the first large network is loaded).
         """
-        return cls(ModelBundle.load(bundle), provider, threads)
+        codec = cls(ModelBundle.load(bundle), provider, threads)
+        lacking = [name for name in HEADS if name not in _outputs(codec._heads)]
+        if lacking:
+            raise BundleError(
+                f"model bundle {codec.model_bundle} has no head for {', '.join(lacking)}: train its"
+                " heads again with `python -m training.train_heads`, and export"
+            )
+        return codec
 
     @property
     def model_bundle(self) -> str:
@@ -116,13 +124,16 @@ class Codec:
         rate: int = 5,
         effort: int = 0,
         target_bytes: int | None = None,
+        layers: str = "enhanced",
     ) -> EncodedFace:
         """Encode an FFHQ-aligned face.
 
         `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity; a face
         that would be over 1,311 bytes (0.01 bit a pixel) is coded at the next lower rate.
         `effort`: 0..3, more time for the same bytes. `target_bytes`: instead of a rate, the most
-        that all three packets together may have, met within 5 % unless the highest rate has less.
+        that all packets together may have, met within 5 % unless the highest rate has less.
+        `layers`: the highest that is made; "basic", all that machine tasks read, takes a fifth of
+        the time.
         Raises InvalidInput when an argument is out of its range, MissingExtra when an effort needs
         the `train` extra.
         """
@@ -131,7 +142,7 @@ class Codec:
             raise InvalidInput(f"effort {effort!r} is not in 0..3")
         if rate not in RATES:
             raise InvalidInput(f"rate {rate!r} is not in 1..9")
-        face = _Face(self, crop, effort)
+        face = _Face(self, crop, effort, up_to(layers))
         if target_bytes is not None:
             return self._encode_to(face, target_bytes)
         coded = self._encode_at(face, rate, face.price)
@@ -147,20 +158,20 @@ class Codec:
         effort: int = 0,
         target_bytes: int | None = None,
         max_faces: int = 32,
+        layers: str = "enhanced",
     ) -> list[EncodedFace]:
         """Find, align and encode the faces of a picture, RGB uint8 [H, W, 3]; largest first.
 
         An empty list when there is none. Each face knows its place, its score and its source size.
+        Arguments as in `encode`.
         """
         faces = []
         for face in self._detector.detect(picture, max_faces=max_faces):
             crop, placement = align(picture, face, size=CROP_SIZE)
-            coded = self.encode(crop, rate, effort, target_bytes)
+            coded = self.encode(crop, rate, effort, target_bytes, layers)
             faces.append(
-                EncodedFace(
-                    coded.basic,
-                    coded.middle,
-                    coded.enhanced,
+                replace(
+                    coded,
                     placement=placement,
                     face_score=face_score(crop, face, placement).score,
                     source_size=placement.source_size,
@@ -190,15 +201,17 @@ class Codec:
         """Packets and symbols; `ideal`: see `EntropyModel.choose`."""
         symbols = LayerSymbols({})
         packets: dict[Layer, bytes] = {}
-        for name in LAYERS:
+        for name in face.layers:
             # Who it is must not be traded away: the basic layer pays the usual price at most.
             worth = min(price, PRICE) if name == "basic" else price
             symbols, payload = self._entropy.choose(name, rate, ideal, symbols, worth)
             header = PacketHeader(name, rate, self.bundle.id)
             checked = [symbols.of_layer(lower) for lower in up_to(name)]
             packets[name] = seal_packet(header, payload, checked)
-        face = EncodedFace(packets["basic"], packets["middle"], packets["enhanced"], face_score=1.0)
-        return face, symbols
+        coded = EncodedFace(
+            packets["basic"], packets.get("middle"), packets.get("enhanced"), face_score=1.0
+        )
+        return coded, symbols
 
     def _missing(self, crop: Rgb, chosen: LayerSymbols, rate: int) -> FloatArray:
         """Spatial latents [C, S, S]: what the chosen styles alone do not show of the face."""
@@ -351,7 +364,12 @@ class Codec:
         return [results[i] for i in range(len(basics))]
 
     def _run_heads(self, latents: FloatArray) -> list[Analysis]:
-        return read_heads(_run(self._heads, {"basic": latents}))
+        return read_heads(_run(self._heads, {"basic": latents}), self._score_law)
+
+    @cached_property
+    def _score_law(self) -> tuple[float, float]:
+        given = self.bundle.meta.get("face_score", {"scale": 1.0, "offset": 0.0})
+        return float(given["scale"]), float(given["offset"])
 
     # -- pieces
 
@@ -438,7 +456,8 @@ assert tuple(PARTS) == LAYERS
 class _Face:
     """A face on its way to packets: its values before rounding, by rate, at one effort."""
 
-    def __init__(self, codec: Codec, crop: Rgb, effort: int) -> None:
+    def __init__(self, codec: Codec, crop: Rgb, effort: int, layers: Sequence[Layer]) -> None:
+        self.layers = layers
         self._codec = codec
         self._crop = crop
         self._effort = effort
@@ -462,7 +481,8 @@ class _Face:
                 self._refined_styles[rate] = self._refine_styles(rate)
             return self._refined_styles[rate][part]
 
-        return [one_pass, refined] if self._effort >= 2 else [one_pass]
+        # What refining costs and gains is known of the whole picture alone.
+        return [one_pass, refined] if self._effort >= 2 and self.layers == LAYERS else [one_pass]
 
     def cost(self, coded: EncodedFace, symbols: LayerSymbols, rate: int) -> float:
         """Distortion, and bytes at what they are worth."""
@@ -573,5 +593,9 @@ def _planes(rgb: Rgb) -> FloatArray:
 
 
 def _run(session: Any, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    names = [output.name for output in session.get_outputs()]
+    names = _outputs(session)
     return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def _outputs(session: Any) -> list[str]:
+    return [output.name for output in session.get_outputs()]

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from sfic.analysis import PARSING_CLASSES
 from sfic.client import FaceResult
 from sfic.errors import InvalidInput, MissingExtra
 
@@ -21,7 +22,9 @@ Format = Literal["csv", "parquet"]
 
 # Rows of a Parquet row group; a reader takes a group at a time.
 _GROUP: Final = 10_000
-_ESTIMATES: Final = ("age", "gender", "smile", "yaw", "pitch", "roll")
+_ESTIMATES: Final = (
+    "age", "gender", "smile", "glasses", "eyes_open", "mouth_open", "yaw", "pitch", "roll",
+)  # fmt: skip
 
 
 def _estimates() -> dict[str, Callable[[FaceResult], Any]]:
@@ -37,6 +40,10 @@ def _estimates() -> dict[str, Callable[[FaceResult], Any]]:
     return columns
 
 
+def _area(name: str) -> Callable[[FaceResult], Any]:
+    return lambda result: result.areas.get(name)
+
+
 COLUMNS: Final[dict[str, Callable[[FaceResult], Any]]] = {
     "cursor": lambda r: r.cursor,
     "face_id": lambda r: r.face_id,
@@ -49,6 +56,9 @@ COLUMNS: Final[dict[str, Callable[[FaceResult], Any]]] = {
     "visit_id": lambda r: r.visit_id or None,
     "model_bundle": lambda r: r.model_bundle,
     **_estimates(),
+    "expression": lambda r: r.expression or None,
+    "expression_confidence": lambda r: r.expression_confidence if r.known else None,
+    **{f"area_{name.replace(' ', '_')}": _area(name) for name in PARSING_CLASSES},
 }
 """Name of each column, and its value of a result; None: unknown."""
 
@@ -103,7 +113,7 @@ async def _write_parquet(results: AsyncIterator[FaceResult], path: Path, embeddi
         raise MissingExtra("Parquet needs pyarrow: pip install 'sfic[export]'") from error
     time = arrow.timestamp("us", tz="UTC")
     kinds = {"cursor": arrow.int64(), "captured": time, "analysed": time, "known": arrow.bool_()}
-    names = {"face_id", "camera_id", "edge_id", "visit_id", "model_bundle"}
+    names = {"face_id", "camera_id", "edge_id", "visit_id", "model_bundle", "expression"}
     fields = [
         (name, kinds.get(name) or (arrow.string() if name in names else arrow.float32()))
         for name in COLUMNS

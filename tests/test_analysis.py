@@ -42,6 +42,13 @@ def test_units_and_confidences() -> None:
     assert first.parsing.dtype == np.uint8 and first.parsing.max() < len(PARSING_CLASSES)
 
 
+def test_areas_are_parts_of_the_crop() -> None:
+    half = np.full((N, PARSING_SIZE, PARSING_SIZE), PARSING_CLASSES.index("hair"), np.uint8)
+    half[:, : PARSING_SIZE // 2] = PARSING_CLASSES.index("skin")
+    areas = dict(zip(PARSING_CLASSES, read_heads(outputs(parsing=half))[0].areas, strict=True))
+    assert (areas["hair"], areas["skin"]) == (0.5, 0.5) and sum(areas.values()) == 1.0
+
+
 def test_expression_is_the_likeliest() -> None:
     found = read_heads(outputs())
     assert [r.expression.name for r in found] == list(EXPRESSIONS[:N])
@@ -61,13 +68,14 @@ def test_same_person() -> None:
     means = SamePerson(10.0, -4.0, ((0.0, 0.5, 0.0), (0.4, 0.1, 0.1), (0.8, 0.0, 0.6)))
     assert means.probability(0.4) == pytest.approx(0.5)
     assert means.probability(0.9) > 0.99 > 0.05 > means.probability(0.0)
+    assert means.even == pytest.approx(0.4)
     assert means.errors(0.2) == pytest.approx((0.3, 0.05))
     assert means.errors(-1.0) == (0.5, 0.0) and means.errors(1.0) == (0.0, 0.6)
 
 
 def test_calibration_finds_the_law() -> None:
     pytest.importorskip("torch")
-    from training.calibrate import THRESHOLDS, error_rates, fit_logistic
+    from training.calibrate import THRESHOLDS, error_rates, fit_logistic, strangers, worth_of_scores
 
     rng = np.random.default_rng(3)
     scores = rng.uniform(-0.2, 1.0, 20_000)
@@ -77,7 +85,22 @@ def test_calibration_finds_the_law() -> None:
     scale, offset = fit_logistic(scores, same)
     assert scale == pytest.approx(12, rel=0.1)
     assert offset == pytest.approx(-5 + shift, abs=0.4)
-    rates = np.array(error_rates(scores, same))
+    rates = np.array(error_rates(scores[same], scores[~same]))
     assert np.array_equal(rates[:, 0], THRESHOLDS)
     assert (np.diff(rates[:, 1]) <= 0).all() and (np.diff(rates[:, 2]) >= 0).all()
     assert rates[0, 1] == 1.0 and rates[0, 2] == 0.0
+    # Two pictures of one person are no strangers, whatever their cosine.
+    vectors = np.array([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]])
+    assert strangers(vectors, ["ann", "ann", "bea"]).tolist() == [0.6, 0.6]
+    worth = worth_of_scores(np.array([0.01, 0.3, 0.4, 1.0]), np.array([False, False, True, True]))
+    assert worth == [[0.0, 0.05, 1, 0.0], [0.25, 0.5, 2, 0.5], [0.75, 1.0, 1, 1.0]]
+    # Without the evening out, the curve is that of the numbers as they are.
+    assert fit_logistic(scores, same, even=False)[1] == pytest.approx(-5, abs=0.4)
+
+
+def test_a_calibrated_face_score() -> None:
+    plain = read_heads(outputs(score=np.array([-1.0, 0.0, 4.0])))
+    told = read_heads(outputs(score=np.array([-1.0, 0.0, 4.0])), (2.0, -4.0))
+    assert [r.face_score.value for r in plain][1] == 0.5
+    assert told[2].face_score.value == pytest.approx(1 / (1 + np.exp(-4)))
+    assert told[1].face_score.value < 0.02

@@ -252,6 +252,10 @@ async def test_watchlist_raises_one_alert_for_a_visit(tmp_path: Path) -> None:
             ).watchlist
             assert (kept.watchlist_id, kept.entries) == ("missing", 0)
             assert abs(kept.created_time.seconds - time.time()) < 60
+            means = codec().same_person
+            assert means is not None
+            rates = (kept.false_match_rate, kept.false_non_match_rate)
+            assert rates == pytest.approx(means.errors(kept.threshold), abs=1e-6)
             (known,) = await edge.keep(faces[:1], captured=1000.0)
             await read_results(stub, 1)
             entry = await put_entry(stub, {"entry_id": "one", "label": "Ann"}, face_id=known)

@@ -324,11 +324,11 @@ def test_parsing_is_judged_by_the_masks_of_the_data(shared_dir: Path) -> None:
         (SimpleNamespace(parsing=told),),
     )
     table = tasks_table.Table(basics)
-    tasks.parsing_task(table)
+    tasks.parsing_task(table, tasks_beside.Originals({}, {}, {}))
     classes, skin = table.lines
     assert classes.value > 0.85 and skin.value > 0.95 and classes.met and skin.met
     blank = tasks_table.Table(replace(basics, results=(SimpleNamespace(parsing=0 * told),)))
-    tasks.parsing_task(blank)
+    tasks.parsing_task(blank, tasks_beside.Originals({}, {}, {}))
     assert blank.lines[0].value < 0.2 and blank.lines[0].met is False
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sfic.analysis import EXPRESSIONS
 from sfic.cli import main
 from sfic.container import read_container
 from sfic.healthcheck import serves, serves_page
@@ -276,6 +277,14 @@ def test_analyze_reads_the_basic_layer_alone(sfic: Any, face_file: Path, tmp_pat
     assert "basic layer alone" in sfic("analyze", face_file).out
 
 
+def test_thresholds_say_their_error_rates(sfic: Any, tmp_path: Path) -> None:
+    told = json.loads(sfic("results", "thresholds", "--json").out)
+    rates = [row["false_match_rate"] for row in told["thresholds"]]
+    assert rates == sorted(rates, reverse=True) and told["pairs"] > 100
+    assert "two people match" in sfic("results", "thresholds").out
+    sfic("results", "thresholds", "--bundle", tmp_path).fails(4, "no model bundle")
+
+
 def test_damaged_packet_is_told_not_decoded(sfic: Any, face_file: Path, tmp_path: Path) -> None:
     data = bytearray(face_file.read_bytes())
     data[len(data) // 2] ^= 0x10
@@ -419,7 +428,8 @@ def skeleton(text: str) -> str:
     """Output without what differs between machines and model bundles: numbers, ids, spacing."""
     text = re.sub(r"\b[0-9A-Z]{26}\b", "ID", text)
     text = re.sub(r"\b(fe)?male\b", "GENDER", text)
-    text = re.sub(r"\b(yes|no) \(", "SMILE (", text)
+    text = re.sub(r"\b(yes|no|open|shut) \(", "SAID (", text)
+    text = re.sub(rf"\b({'|'.join(EXPRESSIONS)}) \(", "LOOKS (", text)
     text = re.sub(r'"model_bundle": "\w+"|model bundle \w+', "BUNDLE", text)
     text = re.sub(r"[-+]?\d+(\.\d+)?(e-?\d+)?", "N", text)
     return re.sub(r"[\s─━]+", " ", text).strip()

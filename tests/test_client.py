@@ -63,6 +63,8 @@ async def test_results_say_what_the_codec_says(tmp_path: Path) -> None:
         assert known.age is not None and known.age.value == pytest.approx(said.age.value, rel=1e-4)
         np.testing.assert_allclose(known.embedding, said.embedding, atol=1e-6)
         np.testing.assert_allclose(known.landmarks, said.landmarks, atol=1e-6)
+        np.testing.assert_allclose(list(known.areas.values()), said.areas, atol=1e-6)
+        assert known.parsing is None and not unknown.areas
         assert (unknown.face_id, unknown.known, unknown.age) == (poor, False, None)
         assert len(unknown.embedding) == 0
         assert [r.face_id for r in await read(client, camera="gate")] == [poor]
@@ -74,6 +76,22 @@ async def test_results_say_what_the_codec_says(tmp_path: Path) -> None:
             await read(client, since=datetime(2026, 1, 1))
         with pytest.raises(InvalidInput, match="never given"):
             await read(client, after_cursor=99)
+
+
+async def test_parsing_maps_are_kept_when_asked_for(tmp_path: Path) -> None:
+    face, address = encoded_faces()[0], free_address()
+    async with (
+        running_edge(tmp_path / "edge") as edge,
+        running_analytics(tmp_path, edge.address, listen=address, keep_parsing=True),
+        AnalyticsClient(address) as client,
+    ):
+        await edge.keep([face])
+        await edge.keep([face], score=0.1)
+        known, unknown = await kept(client, 2)
+        assert known.parsing is not None and unknown.parsing is None
+        np.testing.assert_array_equal(known.parsing, codec().analyze(face.basic).parsing)
+        (hit,) = await client.search(known, limit=1)
+        np.testing.assert_array_equal(hit.result.parsing, known.parsing)
 
 
 async def test_stream_goes_on_over_restarts(tmp_path: Path) -> None:
@@ -198,6 +216,10 @@ async def test_export(tmp_path: Path) -> None:
         assert known.age is not None
         assert float(rows[0]["age"]) == pytest.approx(known.age.value, rel=1e-5)
         assert (rows[0]["known"], rows[1]["known"], rows[1]["age"]) == ("true", "false", "")
+        assert (rows[0]["expression"], rows[1]["expression"]) == (known.expression, "")
+        assert known.glasses is not None
+        assert float(rows[0]["glasses"]) == pytest.approx(known.glasses.value, rel=1e-5)
+        assert float(rows[0]["area_hair"]) == pytest.approx(known.areas["hair"], rel=1e-5)
 
         target = tmp_path / "results.parquet"
         stream = client.results(follow=False)

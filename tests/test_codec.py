@@ -113,6 +113,14 @@ def test_effort_1_saves_bytes_at_little_cost(codec: sfic.Codec, crop: Rgb) -> No
     assert at[1] < 1.1 * at[0]
 
 
+def test_layers_that_are_not_asked_for_are_not_made(codec: sfic.Codec, crop: Rgb) -> None:
+    whole = codec.encode(crop)
+    for layer in ("basic", "middle"):
+        assert codec.encode(crop, layers=layer).layers == whole.up_to(layer).layers
+    with pytest.raises(InvalidInput, match="unknown layer"):
+        codec.encode(crop, layers="all")
+
+
 def test_a_picture_becomes_faces_with_a_place(codec: sfic.Codec, astronaut: Rgb) -> None:
     (face,) = codec.encode_picture(astronaut)
     assert face.placement is not None and 0 < face.face_score <= 1
@@ -205,6 +213,12 @@ def test_changed_packets_end_in_a_typed_error(
     changed = dataclasses.replace(face, **{layer: bytes(packet)})
     with pytest.raises(SficError):
         codec.decode_symbols(changed, layer)
+
+
+def test_a_bundle_whose_heads_lack_a_task_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfic.codec.HEADS", ("age", "shoe_size"))
+    with pytest.raises(BundleError, match=r"no head for shoe_size.*train_heads"):
+        sfic.Codec.load()
 
 
 def test_a_bundle_with_a_changed_file_does_not_load(tmp_path: object) -> None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from sfic.analysis import HEADS
 from sfic.bundle import ModelBundle
 from sfic.networks.codec import LAYERS, FaceCodec
 from sfic.networks.heads import TaskHeads
@@ -129,6 +130,20 @@ def export(
     halve_weights(path)
 
 
+def export_analysis(codec: FaceCodec, identity: Faceres | None, size: int, out: Path) -> int:
+    """Write the encoder's first graph to the folder `out`; returns the side of its crops.
+
+    Arguments as in `export_codec`.
+    """
+    if (identity is None) != (codec.shape.identity == 0):
+        raise ValueError("a codec has both symbols of an identity network and it, or neither")
+    fold = 1 if identity is None else IDENTITY_INPUT // size
+    crop = torch.zeros(2, 3, fold * size, fold * size)
+    graph = AnalysisGraph(codec, identity, fold)
+    export(graph, {"crop": crop}, LAYERS, out / "analysis.onnx")
+    return fold * size
+
+
 def export_codec(
     codec: FaceCodec, heads: TaskHeads, size: int, identity: Faceres | None, out: Path
 ) -> dict[str, Any]:
@@ -138,12 +153,7 @@ def export_codec(
     manifest.
     """
     s = codec.shape
-    if (identity is None) != (s.identity == 0):
-        raise ValueError("a codec has both symbols of an identity network and it, or neither")
-    fold = 1 if identity is None else IDENTITY_INPUT // size
-    crop = torch.zeros(2, 3, fold * size, fold * size)
-    graph = AnalysisGraph(codec, identity, fold)
-    export(graph, {"crop": crop}, LAYERS, out / "analysis.onnx")
+    seen = export_analysis(codec, identity, size, out)
     latents = {n: torch.zeros(2, getattr(s, n)) for n in LAYERS}
     names = tuple(f"styles_{n}" for n in LAYERS)
     export(StylesGraph(codec), latents, names, out / "styles.onnx")
@@ -164,9 +174,9 @@ def export_codec(
         ("correction", "picture"),
         out / "correction.onnx",
     )
-    export(heads, {"basic": latents["basic"]}, heads.OUTPUTS, out / "heads.onnx")
+    export(heads, {"basic": latents["basic"]}, HEADS, out / "heads.onnx")
     return {
-        "input": fold * size,
+        "input": seen,
         "picture": s.picture,
         "sizes": list(s.sizes),
         "styles": s.styles,

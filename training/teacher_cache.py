@@ -32,22 +32,11 @@ from sfic.detection import DetectedFace, FaceDetector
 from sfic.face_score import pose_of
 from training.codec_data import identity_targets
 from training.data import cache_dir, picture_array, read_index
+from training.mesh_points import points_68
 from training.teachers import AgeGender, Expression
 
 SIZE = 256
 BATCH = 16
-
-# Mesh points nearest to dlib's 68: jaw, brows, nose bridge and base, eyes, outer and inner lips.
-# fmt: off
-MESH_68 = (
-    162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389,
-    71, 63, 105, 66, 107, 336, 296, 334, 293, 301,
-    168, 197, 5, 4, 75, 97, 2, 326, 305,
-    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
-    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
-)
-# fmt: on
-
 
 def central_face(detector: FaceDetector, picture: NDArray[np.uint8]) -> DetectedFace | None:
     """The face of an aligned crop: the one whose box is nearest the middle, for its size."""
@@ -77,7 +66,7 @@ def mesh_targets(pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         out["mesh"][i] = face.landmarks / size
         out["pose"][i] = pose.yaw, pose.pitch, pose.roll
         out["mesh_found"][i] = 1
-    out["landmarks68"] = out["mesh"][:, MESH_68, :2]
+    out["landmarks68"] = points_68(out["mesh"])
     return out
 
 

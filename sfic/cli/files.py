@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sfic.analysis import Analysis
+    from sfic.analysis import Analysis, Estimate
     from sfic.face import EncodedFace
 
 __all__ = ["LayerName", "Provider", "Size", "add_to", "save_picture"]
 
 _MEGAPIXEL = 1024 * 1024
+_SIDE_BY_SIDE = 4  # faces in one table of results
 
 
 class LayerName(str, Enum):
@@ -240,6 +241,8 @@ def _facts(face: EncodedFace) -> dict[str, Any]:
 
 
 def _results(result: Analysis) -> dict[str, Any]:
+    from sfic.analysis import PARSING_CLASSES
+
     def estimate(value: Any) -> dict[str, float]:
         return {"value": float(value.value), "confidence": float(value.confidence)}
 
@@ -264,36 +267,44 @@ def _results(result: Analysis) -> dict[str, Any]:
         "glasses": estimate(result.glasses),
         "eyes_open": estimate(result.eyes_open),
         "mouth_open": estimate(result.mouth_open),
-        "parsing": _areas(result.parsing),
+        "parsing": {
+            name: float(area)
+            for name, area in zip(PARSING_CLASSES, result.areas, strict=True)
+            if area
+        },
     }
-
-
-def _areas(parsing: NDArray[np.uint8]) -> dict[str, float]:
-    """Part of the crop that each class covers."""
-    import numpy as np
-
-    from sfic.analysis import PARSING_CLASSES
-
-    counts = np.bincount(parsing.ravel(), minlength=len(PARSING_CLASSES)) / parsing.size
-    return {name: float(c) for name, c in zip(PARSING_CLASSES, counts, strict=True) if c}
 
 
 def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="read from the basic layer alone; in brackets the confidence")
-    for heading in ("face", "bytes read", "age", "gender", "smile", "yaw, pitch, roll", "usable"):
-        table.add_column(heading, justify="right")
-    for number, (face, result) in enumerate(zip(faces, results, strict=True), 1):
-        age, gender, smile, pose = result.age, result.gender, result.smile, result.pose
-        table.add_row(
-            str(number),
-            str(len(face.basic)),
-            f"{age.value:.0f} ({age.confidence:.2f})",
-            f"{'male' if gender.value >= 0.5 else 'female'} ({gender.confidence:.2f})",
-            f"{'yes' if smile.value >= 0.5 else 'no'} ({smile.confidence:.2f})",
-            f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f} ({pose.confidence:.2f})",
-            f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
-        )
-    Console().print(table)
+    def said(estimate: Estimate, yes: str = "yes", no: str = "no") -> str:
+        return f"{yes if estimate.value >= 0.5 else no} ({estimate.confidence:.2f})"
+
+    def column(face: EncodedFace, result: Analysis) -> dict[str, str]:
+        age, looks, pose = result.age, result.expression, result.pose
+        return {
+            "bytes read": str(len(face.basic)),
+            "age": f"{age.value:.0f} ({age.confidence:.2f})",
+            "gender": said(result.gender, "male", "female"),
+            "smile": said(result.smile),
+            "looks": f"{looks.name} ({looks.confidence:.2f})",
+            "glasses": said(result.glasses),
+            "eyes": said(result.eyes_open, "open", "shut"),
+            "mouth": said(result.mouth_open, "open", "shut"),
+            "yaw, pitch, roll": f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f}"
+            f" ({pose.confidence:.2f})",
+            "usable": f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",
+        }
+
+    columns = [column(face, result) for face, result in zip(faces, results, strict=True)]
+    for first in range(0, len(columns), _SIDE_BY_SIDE):
+        shown = columns[first : first + _SIDE_BY_SIDE]
+        table = Table(title="read from the basic layer alone; in brackets the confidence")
+        table.add_column("face")
+        for number in range(first + 1, first + len(shown) + 1):
+            table.add_column(str(number), justify="right")
+        for task in shown[0]:
+            table.add_row(task, *(one[task] for one in shown))
+        Console().print(table)

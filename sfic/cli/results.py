@@ -1,7 +1,7 @@
-"""The commands on results of analytics: `results export`.
+"""The commands on results of analytics: `results export` and `results thresholds`.
 
 What belongs here: options and what is printed. Reading results is the client's, writing files
-`sfic.export`'s.
+`sfic.export`'s, and what a similarity means is the model bundle's.
 """
 
 from __future__ import annotations
@@ -82,6 +82,47 @@ def export(
 
     count = asyncio.run(write())
     typer.echo(f"wrote {output} ({count} result{'' if count == 1 else 's'})")
+
+
+@results.command()
+def thresholds(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Model bundle, by default the one that ships.")
+    ] = None,
+) -> None:
+    """What a similarity of two faces means: error rates at each threshold, on real pairs."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from sfic.codec import Codec
+    from sfic.errors import BundleError
+
+    codec = Codec.load(bundle)
+    means = codec.same_person
+    if means is None:
+        raise BundleError(
+            f"model bundle {codec.model_bundle} was not calibrated: run `python -m"
+            " training.calibrate`"
+        )
+    rows = [(t, m, n, means.probability(t)) for t, m, n in means.error_rates]
+    if as_json:
+        names = ("threshold", "false_match_rate", "false_non_match_rate", "same_person")
+        told = [dict(zip(names, row, strict=True)) for row in rows]
+        pairs = codec.bundle.meta["same_person"]["pairs"]
+        typer.echo(
+            json.dumps({"model_bundle": codec.model_bundle, "pairs": pairs, "thresholds": told})
+        )
+        return
+    table = Table(title=f"similarity of two faces, model bundle {codec.model_bundle}")
+    for heading in ("threshold", "two people match", "one person does not", "probability of one"):
+        table.add_column(heading, justify="right")
+    for threshold, match, other, probability in rows:
+        if match < 1.0 and other < 1.0:
+            table.add_row(f"{threshold:.2f}", *(f"{x:.1%}" for x in (match, other, probability)))
+    Console().print(table)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfic.analysis import EXPRESSIONS, PARSING_CLASSES, PARSING_SIZE
+from sfic.analysis import EXPRESSIONS, HEADS, PARSING_CLASSES, PARSING_SIZE
 
 LANDMARKS = 68
 PARSING_GRID = 32  # what the network decides; the map is twice as fine, by interpolation
@@ -19,22 +19,9 @@ UNKNOWN_LOG_ERROR = 8.0  # an expected error of thousands: no confidence in any 
 class TaskHeads(nn.Module):
     """One small network for all tasks; `sfic.analysis.read_heads` reads its outputs."""
 
-    OUTPUTS: ClassVar[tuple[str, ...]] = (
-        "embedding",
-        "identity_error",
-        "age",
-        "gender",
-        "smile",
-        "pose",
-        "landmarks",
-        "landmarks_error",
-        "score",
-        "expression",
-        "glasses",
-        "eyes_open",
-        "mouth_open",
-        "parsing",
-    )
+    mean_landmarks: Tensor
+    finer: Tensor
+
     # Columns of the attributes of each task that may have had no teacher.
     COLUMNS: ClassVar[dict[str, tuple[int, ...]]] = {
         "age": (0, 1),
@@ -61,12 +48,21 @@ class TaskHeads(nn.Module):
         self.parsing = nn.Sequential(
             nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.2), nn.Linear(hidden, 96)
         )
+        self.parsing_linear = nn.Linear(inputs, 96, bias=False)
         self.parts = nn.Linear(96, len(PARSING_CLASSES) * PARSING_GRID**2)
         nn.init.normal_(self.parts.weight, std=0.05)
         self.register_buffer("mean_landmarks", torch.full((LANDMARKS, 2), 0.5))
+        rows = F.interpolate(torch.eye(PARSING_GRID)[None], size=PARSING_SIZE, mode="linear")
+        self.register_buffer("finer", rows[0].T.contiguous(), persistent=False)  # [64, 32]
 
     def forward(self, basic: Tensor) -> tuple[Tensor, ...]:
-        """basic: decoded latents [N, inputs] -> the outputs in the order of OUTPUTS."""
+        """basic: decoded latents [N, inputs] -> the outputs in the order of HEADS."""
+        # Bilinear interpolation as products: twice as fast as the operator that is made for it.
+        fine = self.finer @ (self.parsing_logits(basic) @ self.finer.T)  # [N, 19, 64, 64]
+        return (*self.numbers(basic), fine.argmax(dim=1).to(torch.uint8))
+
+    def numbers(self, basic: Tensor) -> tuple[Tensor, ...]:
+        """As `forward`, without the last output, the parsing map."""
         h = self.trunk(basic)  # [N, hidden]
         a = self.attributes(h)  # [N, 15]
         n = 5 + len(EXPRESSIONS)
@@ -86,15 +82,13 @@ class TaskHeads(nn.Module):
             a[:, n],
             a[:, n + 1],
             a[:, n + 2],
-            self.parsing_logits(basic).argmax(dim=1).to(torch.uint8),
         )
 
     def parsing_logits(self, basic: Tensor) -> Tensor:
-        """basic: [N, inputs] -> logits of the classes [N, 19, 64, 64]."""
+        """basic: [N, inputs] -> logits of the classes on the coarse grid [N, 19, 32, 32]."""
         grid = (len(PARSING_CLASSES), PARSING_GRID, PARSING_GRID)
-        coarse = self.parts(self.parsing(basic)).unflatten(1, grid)
-        size = (PARSING_SIZE, PARSING_SIZE)
-        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        logits: Tensor = self.parts(self.parsing(basic) + self.parsing_linear(basic))
+        return logits.unflatten(1, grid)
 
     @torch.no_grad()
     def silence(self, task: str) -> None:
@@ -110,8 +104,8 @@ class TaskHeads(nn.Module):
             self.attributes.bias[1] = UNKNOWN_LOG_ERROR
 
     def named(self, basic: Tensor) -> dict[str, Tensor]:
-        """The outputs by name."""
-        return dict(zip(self.OUTPUTS, self(basic), strict=True))
+        """The outputs by name, without the parsing map."""
+        return dict(zip(HEADS[:-1], self.numbers(basic), strict=True))
 
     def save(self, path: Path) -> None:
         """Write weights and sizes."""

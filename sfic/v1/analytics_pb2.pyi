@@ -29,7 +29,7 @@ class Estimate(_message.Message):
     def __init__(self, value: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class FaceAnalysis(_message.Message):
-    __slots__ = ("face", "embedding", "embedding_confidence", "age", "gender", "smile", "yaw", "pitch", "roll", "landmarks", "landmarks_confidence", "analysed_time", "status", "face_score", "visit_id", "expression", "glasses", "eyes_open", "mouth_open")
+    __slots__ = ("face", "embedding", "embedding_confidence", "age", "gender", "smile", "yaw", "pitch", "roll", "landmarks", "landmarks_confidence", "analysed_time", "status", "face_score", "visit_id", "expression", "glasses", "eyes_open", "mouth_open", "areas", "parsing")
     FACE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,8 @@ class FaceAnalysis(_message.Message):
     GLASSES_FIELD_NUMBER: _ClassVar[int]
     EYES_OPEN_FIELD_NUMBER: _ClassVar[int]
     MOUTH_OPEN_FIELD_NUMBER: _ClassVar[int]
+    AREAS_FIELD_NUMBER: _ClassVar[int]
+    PARSING_FIELD_NUMBER: _ClassVar[int]
     face: _common_pb2.FaceInfo
     embedding: _containers.RepeatedScalarFieldContainer[float]
     embedding_confidence: float
@@ -68,7 +70,9 @@ class FaceAnalysis(_message.Message):
     glasses: Estimate
     eyes_open: Estimate
     mouth_open: Estimate
-    def __init__(self, face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., embedding: _Optional[_Iterable[float]] = ..., embedding_confidence: _Optional[float] = ..., age: _Optional[_Union[Estimate, _Mapping]] = ..., gender: _Optional[_Union[Estimate, _Mapping]] = ..., smile: _Optional[_Union[Estimate, _Mapping]] = ..., yaw: _Optional[_Union[Estimate, _Mapping]] = ..., pitch: _Optional[_Union[Estimate, _Mapping]] = ..., roll: _Optional[_Union[Estimate, _Mapping]] = ..., landmarks: _Optional[_Iterable[float]] = ..., landmarks_confidence: _Optional[float] = ..., analysed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[ResultStatus, str]] = ..., face_score: _Optional[_Union[Estimate, _Mapping]] = ..., visit_id: _Optional[str] = ..., expression: _Optional[_Union[Expression, _Mapping]] = ..., glasses: _Optional[_Union[Estimate, _Mapping]] = ..., eyes_open: _Optional[_Union[Estimate, _Mapping]] = ..., mouth_open: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
+    areas: _containers.RepeatedScalarFieldContainer[float]
+    parsing: bytes
+    def __init__(self, face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., embedding: _Optional[_Iterable[float]] = ..., embedding_confidence: _Optional[float] = ..., age: _Optional[_Union[Estimate, _Mapping]] = ..., gender: _Optional[_Union[Estimate, _Mapping]] = ..., smile: _Optional[_Union[Estimate, _Mapping]] = ..., yaw: _Optional[_Union[Estimate, _Mapping]] = ..., pitch: _Optional[_Union[Estimate, _Mapping]] = ..., roll: _Optional[_Union[Estimate, _Mapping]] = ..., landmarks: _Optional[_Iterable[float]] = ..., landmarks_confidence: _Optional[float] = ..., analysed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[ResultStatus, str]] = ..., face_score: _Optional[_Union[Estimate, _Mapping]] = ..., visit_id: _Optional[str] = ..., expression: _Optional[_Union[Expression, _Mapping]] = ..., glasses: _Optional[_Union[Estimate, _Mapping]] = ..., eyes_open: _Optional[_Union[Estimate, _Mapping]] = ..., mouth_open: _Optional[_Union[Estimate, _Mapping]] = ..., areas: _Optional[_Iterable[float]] = ..., parsing: _Optional[bytes] = ...) -> None: ...
 
 class Expression(_message.Message):
     __slots__ = ("name", "confidence")
@@ -214,20 +218,24 @@ class ListVisitsResponse(_message.Message):
     def __init__(self, visits: _Optional[_Iterable[_Union[Visit, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class Watchlist(_message.Message):
-    __slots__ = ("watchlist_id", "purpose", "threshold", "camera_ids", "created_time", "entries")
+    __slots__ = ("watchlist_id", "purpose", "threshold", "camera_ids", "created_time", "entries", "false_match_rate", "false_non_match_rate")
     WATCHLIST_ID_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     CAMERA_IDS_FIELD_NUMBER: _ClassVar[int]
     CREATED_TIME_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    FALSE_MATCH_RATE_FIELD_NUMBER: _ClassVar[int]
+    FALSE_NON_MATCH_RATE_FIELD_NUMBER: _ClassVar[int]
     watchlist_id: str
     purpose: str
     threshold: float
     camera_ids: _containers.RepeatedScalarFieldContainer[str]
     created_time: _timestamp_pb2.Timestamp
     entries: int
-    def __init__(self, watchlist_id: _Optional[str] = ..., purpose: _Optional[str] = ..., threshold: _Optional[float] = ..., camera_ids: _Optional[_Iterable[str]] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., entries: _Optional[int] = ...) -> None: ...
+    false_match_rate: float
+    false_non_match_rate: float
+    def __init__(self, watchlist_id: _Optional[str] = ..., purpose: _Optional[str] = ..., threshold: _Optional[float] = ..., camera_ids: _Optional[_Iterable[str]] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., entries: _Optional[int] = ..., false_match_rate: _Optional[float] = ..., false_non_match_rate: _Optional[float] = ...) -> None: ...
 
 class WatchlistEntry(_message.Message):
     __slots__ = ("watchlist_id", "entry_id", "label", "threshold", "expires_time", "created_time", "outdated")
