@@ -5,7 +5,6 @@ Belongs here: turning one form into another. Does not belong here: where they ar
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,16 +90,15 @@ class StoredResult:
 
 
 def make_result(
-    face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str, lowest_score: float
+    face: common_pb2.FaceInfo, analysis: Analysis, model_bundle: str, lowest_score: float, now: int
 ) -> StoredResult:
-    """A new result, made now with `model_bundle` and not kept yet.
+    """A new result, made at `now` (Unix ns) with `model_bundle` and not kept yet.
 
     A face whose score, the edge's or the one read from its basic layer, is under `lowest_score` is
     unknown: nothing that was read from it is kept. Raises `BundleMismatch` for a face of another
     bundle whose packet was decoded only because the two bytes of the bundle's hash in it agree,
     `InvalidInput` for a capture time that no clock shows.
     """
-    now = time.time_ns()
     if face.model_bundle != model_bundle:
         raise BundleMismatch(
             f"face was coded with model bundle {face.model_bundle}, the one loaded is"

@@ -81,6 +81,11 @@ class AnalyticsSettings(EdgeClientSettings):
         title="Results kept at most, the newest stay",
         description="All are searched in memory: a million of 128 dimensions take 1 GB.",
     )
+    retention_bytes: int = Field(
+        10 * 1024**3,
+        ge=1024**2,
+        title="Size of the database at which the oldest results are dropped, in bytes",
+    )
     min_trusted_score: float = Field(
         0.25,
         ge=0.0,

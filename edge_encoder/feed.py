@@ -11,15 +11,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+import structlog
 
 from edge_encoder.metrics import EdgeMetrics
-from edge_encoder.store import FaceStore
+from edge_encoder.store import FaceStore, LogEntry
 from edge_encoder.waiting import first_set
-from sfic.errors import InvalidInput, LimitExceeded, Unavailable
+from sfic.errors import InvalidInput, LimitExceeded, PacketError, Unavailable
 from sfic.sealing import open_layer
 from sfic.v1 import edge_pb2, edge_pb2_grpc
 
 __all__ = ["BasicLayerFeed"]
+
+log = structlog.get_logger(__name__)
 
 _PAGE_FACES = 128
 _MAX_CAMERAS = 256
@@ -105,16 +108,15 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
                 missed += page.evicted_cursor - cursor
                 self._metrics.feed_missed.inc(page.evicted_cursor - cursor)
             counting = True
+            missed += page.unreadable
             for entry in page.entries:
-                response = edge_pb2.SubscribeResponse(
-                    cursor=entry.cursor, face=entry.info, faces_missed=missed, log_id=log_id
-                )
-                if request.sealed:
-                    response.basic, response.key = entry.sealed, entry.key
-                else:
-                    response.basic = open_layer(
-                        entry.key, entry.sealed, entry.info.face_id, "basic"
-                    )
+                try:
+                    response = _response(request, entry)
+                except PacketError as error:
+                    missed += 1
+                    log.error("face left out of the feed", reason=error.message)
+                    continue
+                response.faces_missed, response.log_id = missed, log_id
                 yield response
                 missed = 0
                 self._metrics.feed_faces.inc()
@@ -124,6 +126,16 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
             cursor = page.next_cursor
             if not page.more:
                 await first_set(grown, self._stopping)
+
+
+def _response(request: edge_pb2.SubscribeRequest, entry: LogEntry) -> edge_pb2.SubscribeResponse:
+    """A face of the log as asked for. Raises `PacketError` when its layer is damaged."""
+    response = edge_pb2.SubscribeResponse(cursor=entry.cursor, face=entry.info)
+    if request.sealed:
+        response.basic, response.key = entry.sealed, entry.key
+    else:
+        response.basic = open_layer(entry.key, entry.sealed, entry.info.face_id, "basic")
+    return response
 
 
 def _check(request: edge_pb2.SubscribeRequest) -> None:

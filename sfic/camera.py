@@ -61,7 +61,8 @@ class Camera:
     `fps`: at most this many frames a second (see `Source`). `rate`: 1..9, 0 for the edge's own.
     `aligned`: the pictures are FFHQ-aligned crops. `frames_in_flight`: frames sent or read ahead
     and without a receipt, which bounds memory. `patience_seconds`: how long the edge may be out of
-    reach before `receipts` raises `Unavailable`; None: for ever. `identity`: as whom we call.
+    reach before `receipts` raises `Unavailable`; None: for ever. `longest_wait_seconds`: between
+    two tries to connect again. `identity`: as whom we call.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Camera:
         aligned: bool = False,
         frames_in_flight: int = 8,
         patience_seconds: float | None = 30.0,
+        longest_wait_seconds: float = 10.0,
         identity: Identity | None = None,
     ) -> None:
         self.frames_dropped = 0
@@ -89,6 +91,7 @@ class Camera:
         self._aligned = aligned
         self._limit = frames_in_flight
         self._patience = patience_seconds
+        self._longest_wait = longest_wait_seconds
         self._identity = identity
         self._waiting: deque[_Sent] = deque()
         self._unacknowledged: deque[_Sent] = deque()
@@ -121,7 +124,7 @@ class Camera:
     async def _stay_connected(
         self, stub: edge_pb2_grpc.EdgeIngestStub
     ) -> AsyncIterator[CameraReceipt]:
-        backoff = Backoff()
+        backoff = Backoff(longest=self._longest_wait)
         away_since: float | None = None
         while not (self._ended and self._held == 0):
             try:

@@ -392,7 +392,9 @@ async def test_retention_deletes_and_says_how_many_were_missed(tmp_path: Path) -
         ),
     ):
         sent = await edge.keep(faces)
-        await eventually(lambda: count(service, "sfic_analytics_results_pruned_total") == 2)
+        await eventually(
+            lambda: count(service, "sfic_analytics_results_pruned_total", reason="count") == 2
+        )
         results = await read_results(stub, 2)
         assert ids(results) == sent[2:]
         assert results[0].results_missed == 0, "who starts from nothing has missed nothing"
@@ -436,11 +438,15 @@ async def test_store_keeps_all_or_nothing(tmp_path: Path) -> None:
         assert (await store.commit([result], [], {"edge": 8})).results == []
         (second,) = (await store.commit([stored("third")], [], {"edge": 9})).results
         assert second.cursor == 2, "refused rows must leave no gap"
-        failed = [FailedFace(str(k), "edge", "PACKET", "", time.time_ns()) for k in range(5)]
+        failed = [FailedFace(str(k), "edge", "PACKET", "", time.time_ns(), "", k) for k in range(5)]
         await store.commit([], failed, {})
-        assert await store.prune(Retention(oldest=0, max_results=2)) == []
+        pruned = await store.prune(Retention(oldest=0, max_results=2, max_bytes=2**40))
+        assert (pruned.cursors, pruned.failures) == ([], 3)
         assert [failure.face_id for failure in await store.failures()] == ["3", "4"]
-        assert await store.prune(Retention(oldest=time.time_ns(), max_results=10)) == [1, 2]
+        pruned = await store.prune(
+            Retention(oldest=time.time_ns(), max_results=10, max_bytes=2**40)
+        )
+        assert pruned.cursors == [1, 2]
         assert await store.failures() == []
         assert await store.newest_cursor() == 2
     finally:

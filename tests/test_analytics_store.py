@@ -268,7 +268,7 @@ async def test_forgotten_faces_leave_nothing(
     tilted = person + 0.3 * other
     made = await store.commit(
         [result("A", person, 1000), result("B", tilted, 1001, frame=1), result("C", other, 1002)],
-        [FailedFace("D", "edge", "PACKET", "", time.time_ns())],
+        [FailedFace("D", "edge", "PACKET", "", time.time_ns(), "bundle", 4)],
         {},
     )
     assert made.alerts == 2
@@ -300,9 +300,11 @@ async def test_retention_takes_visits_and_alerts_along(tmp_path: Path, person: n
         for k in range(4):
             await store.commit([result(f"F{k}", person, 1000 * k)], [], {})
         assert len(await lists.alerts(0, 10)) == 4
-        assert await store.prune(Retention(oldest=0, max_results=3)) == [1]
+        pruned = await store.prune(Retention(oldest=0, max_results=3, max_bytes=2**40))
+        assert pruned.cursors == pruned.results["count"] == [1]
         assert await all_ids(store) == ["F3", "F2", "F1"]
-        assert await store.prune(Retention(oldest=time.time_ns(), max_results=3)) == [2, 3, 4]
+        pruned = await store.prune(Retention(oldest=time.time_ns(), max_results=3, max_bytes=2**40))
+        assert pruned.cursors == pruned.results["age"] == [2, 3, 4]
         assert await all_ids(store) == []
         assert await lists.alerts(0, 10) == []
         assert await store.newest_cursor() == 4

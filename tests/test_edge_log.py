@@ -20,6 +20,7 @@ from edge_encoder.metrics import EdgeMetrics
 from edge_encoder.store import FaceStore, FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
 from sfic.service.client import open_channel
+from sfic.service.clock import SteadyClock
 from sfic.service.server import ServiceServer
 from sfic.service.settings import ServiceSettings
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
@@ -29,6 +30,8 @@ FOREVER = {"retention_seconds": 1e9, "retention_bytes": 1 << 40}
 
 def make_store(path: Path, **options: Any) -> FaceStore:
     metrics = EdgeMetrics(CollectorRegistry())
+    if "clock" in options:
+        options["clock"] = SteadyClock(options["clock"], ticks=lambda: 0.0)
     return FaceStore(path / "edge.sqlite", metrics, **{**FOREVER, **options})
 
 
