@@ -108,8 +108,8 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
                 missed += page.evicted_cursor - cursor
                 self._metrics.feed_missed.inc(page.evicted_cursor - cursor)
             counting = True
-            missed += page.unreadable
             for entry in page.entries:
+                missed += entry.unreadable_before
                 try:
                     response = _response(request, entry)
                 except PacketError as error:
@@ -123,6 +123,7 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
                 self._metrics.feed_bytes.inc(len(response.basic))
                 if self._stopping.is_set():
                     return
+            missed += page.unreadable
             cursor = page.next_cursor
             if not page.more:
                 await first_set(grown, self._stopping)

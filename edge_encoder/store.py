@@ -111,6 +111,8 @@ class LogEntry:
     info: common_pb2.FaceInfo
     sealed: bytes
     key: bytes
+    unreadable_before: int
+    """Faces between this one and the one before that a damaged page of the disk holds."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Page:
     evicted_cursor: int
     """Highest cursor that retention dropped; 0: none."""
     unreadable: int
-    """Faces left out because a damaged page of the disk holds what is known of them."""
+    """The same behind the last entry."""
 
 
 @dataclass(frozen=True)
@@ -319,11 +321,14 @@ class FaceStore:
             if (key := keys.get((face_id, "basic"))) is None:
                 continue
             try:
-                entries.append(LogEntry(cursor, _face_info(face_id, message), sealed, key))
+                info = _face_info(face_id, message)
             except StorageDamaged as error:
                 # One such face must not end the log for all who read it.
                 unreadable += 1
                 log.error("face left out of the feed", reason=error.message)
+                continue
+            entries.append(LogEntry(cursor, info, sealed, key, unreadable))
+            unreadable = 0
         return Page(entries, next_cursor, len(rows) == limit, evicted_cursor, unreadable)
 
     async def log_id(self) -> str:

@@ -122,6 +122,8 @@ def _rows_by_key(
 
 
 def _copy_sequences(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    if not target.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone():
+        return  # No table of this database gives numbers.
     try:
         rows = source.execute("SELECT name, seq FROM sqlite_sequence").fetchall()
     except sqlite3.DatabaseError:
