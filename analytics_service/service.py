@@ -152,6 +152,7 @@ class AnalyticsService:
             self._alerts,
             self._metrics,
             self._searching,
+            settings.live_backlog_results,
         )
 
     async def _follow_edges(self) -> None:

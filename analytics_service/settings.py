@@ -156,6 +156,13 @@ class AnalyticsSettings(EdgeClientSettings):
         title="Faces received and not yet analysed, at most",
         description="A full queue makes the edges wait.",
     )
+    live_backlog_results: int = Field(
+        1024,
+        ge=1,
+        title="Results that a live subscriber may lag behind",
+        description="Over it the oldest are dropped for that subscriber, who is told how many. One "
+        "who reads from a cursor gets all.",
+    )
     reconnect_seconds: float = Field(
         10.0, gt=0.0, le=600.0, title="Longest wait before connecting to an edge again, in seconds"
     )

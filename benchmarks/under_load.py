@@ -73,7 +73,8 @@ class Process:
         """Errors that it logged and did not expect."""
         self._module = module
         self._folder = folder
-        self._arguments = arguments
+        self.arguments = list(arguments)
+        """Of the next start."""
         self._running: subprocess.Popen[bytes] | None = None
 
     @property
@@ -92,7 +93,7 @@ class Process:
                 [
                     *(sys.executable, "-m", self._module),
                     *(f"--listen={self.address}", "--metrics-listen=", "--log-format=json"),
-                    *self._arguments,
+                    *self.arguments,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
@@ -358,10 +359,10 @@ class Load:
 
         async def read() -> None:
             while not self.counts.fed or self.counts.fed[-1][0] < last_cursor:
-                self._check_readers()
+                self.check()
                 await asyncio.sleep(0.05)
             while not self.counts.results or self.counts.results[-1][1] != self.counts.fed[-1][1]:
-                self._check_readers()
+                self.check()
                 await asyncio.sleep(0.05)
 
         await asyncio.wait_for(read(), _SETTLE_SECONDS)
@@ -372,7 +373,8 @@ class Load:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
 
-    def _check_readers(self) -> None:
+    def check(self) -> None:
+        """Raise what ended a reader, if one has ended."""
         for reader in self._readers:
             if reader.done():
                 reader.result()

@@ -1,7 +1,9 @@
 """BasicLayerFeed: the log of faces for subscribers, with their basic layers and no other.
 
 A subscriber holds one page of the log in memory and no queue: it reads the store, and waits for
-news when it has read all. A slow one reads later and costs nothing meanwhile.
+news when it has read all. A slow one reads later and costs nothing meanwhile. One that wants what
+is live is moved on when it lags too far, and told how many faces it missed; one with a cursor is
+never.
 """
 
 from __future__ import annotations
@@ -38,11 +40,15 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         stopping: asyncio.Event,
         *,
         max_subscribers: int,
+        live_backlog: int,
     ) -> None:
+        """`live_backlog`: faces that a live subscriber may lag behind before the oldest of them are
+        dropped for it."""
         self._store = store
         self._metrics = metrics
         self._stopping = stopping
         self._max_subscribers = max_subscribers
+        self._live_backlog = live_backlog
         self._subscribers = 0
 
     async def Subscribe(
@@ -98,6 +104,12 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         missed, counting = 0, request.live_only or cursor > 0
         while not self._stopping.is_set():
             grown = self._store.grown()
+            if request.live_only:
+                dropped = await self._store.last_cursor() - self._live_backlog - cursor
+                if dropped > 0:
+                    cursor, missed = cursor + dropped, missed + dropped
+                    self._metrics.feed_dropped.inc(dropped)
+                    log.info("faces dropped for a slow live subscriber", faces=dropped)
             page = await self._store.page(
                 cursor,
                 camera_ids=list(dict.fromkeys(request.camera_ids)),

@@ -92,7 +92,9 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         current: asyncio.Task[Receipt] | None = None
         try:
             while (current := await receipts.get()) is not None:
-                yield await current
+                receipt = await current
+                receipt.frames_in_flight = self._credit()
+                yield receipt
                 room.release()
             await reader
         finally:
@@ -104,6 +106,11 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
                     task.cancel()
         if self._stopping.is_set():
             raise Unavailable("the edge is shutting down")
+
+    def _credit(self) -> int:
+        """Frames that each camera may have on their way: its share, at least one."""
+        share = self._settings.total_frames_in_flight // max(1, self._cameras)
+        return max(1, min(self._settings.frames_in_flight, share))
 
     async def _read(
         self,

@@ -78,7 +78,11 @@ class EdgeService:
             await asyncio.to_thread(codec.encode, blank, settings.rate, settings.effort)
         self._ingest = EdgeIngest(codec, store, settings, self._metrics, self._pool, self._stopping)
         self._feed = BasicLayerFeed(
-            store, self._metrics, self._stopping, max_subscribers=settings.max_subscribers
+            store,
+            self._metrics,
+            self._stopping,
+            max_subscribers=settings.max_subscribers,
+            live_backlog=settings.live_backlog_faces,
         )
         self._audit = audit = await asyncio.to_thread(AuditLog, folder / "audit.jsonl")
         grants = GrantBook(store.database, store.clock)

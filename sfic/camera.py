@@ -60,9 +60,10 @@ class Camera:
 
     `fps`: at most this many frames a second (see `Source`). `rate`: 1..9, 0 for the edge's own.
     `aligned`: the pictures are FFHQ-aligned crops. `frames_in_flight`: frames sent or read ahead
-    and without a receipt, which bounds memory. `patience_seconds`: how long the edge may be out of
-    reach before `receipts` raises `Unavailable`; None: for ever. `longest_wait_seconds`: between
-    two tries to connect again. `identity`: as whom we call.
+    and without a receipt, which bounds memory; fewer are sent when the edge asks for it in its
+    receipts. `patience_seconds`: how long the edge may be out of reach before `receipts` raises
+    `Unavailable`; None: for ever. `longest_wait_seconds`: between two tries to connect again.
+    `identity`: as whom we call.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Camera:
         self._rate = rate
         self._aligned = aligned
         self._limit = frames_in_flight
+        self._credit = frames_in_flight
         self._patience = patience_seconds
         self._longest_wait = longest_wait_seconds
         self._identity = identity
@@ -166,6 +168,7 @@ class Camera:
                     )
                 async with self._changed:
                     self._unacknowledged.popleft()
+                    self._credit = response.frames_in_flight or self._limit
                     self._changed.notify_all()
                 yield _receipt(sent.frame, response)
         finally:
@@ -183,7 +186,7 @@ class Camera:
         while True:
             async with self._changed:
                 await self._changed.wait_for(
-                    lambda: self._waiting or self._ended or session != self._sessions
+                    lambda: self._may_send or self._is_done or session != self._sessions
                 )
                 if not self._waiting or session != self._sessions:
                     return
@@ -218,6 +221,14 @@ class Camera:
                 self._waiting.popleft()
             self._waiting.append(sent)
             self._changed.notify_all()
+
+    @property
+    def _may_send(self) -> bool:
+        return bool(self._waiting) and len(self._unacknowledged) < self._credit
+
+    @property
+    def _is_done(self) -> bool:
+        return self._ended and not self._waiting
 
     @property
     def _held(self) -> int:

@@ -32,6 +32,7 @@ from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry
 from analytics_service.service import AnalyticsService
 from analytics_service.settings import AnalyticsSettings
 from analytics_service.store import FailedFace, ResultStore, Retention
+from analytics_service.streams import Announcer, Start, follow
 from analytics_service.visits import VisitTracker
 from analytics_service.watchlists import Watchlists
 from sfic.errors import ConfigError, FaceNotKept, InvalidInput, SficError, StorageError
@@ -201,6 +202,24 @@ async def test_live_results_follow_the_kept_ones_without_a_seam(tmp_path: Path) 
         late = await read_results(stub, 120)
         for results in (late, *await asyncio.gather(*reading)):
             assert ids(results) == sent
+
+
+async def test_a_slow_live_subscription_is_moved_on_and_one_with_a_cursor_is_not(
+    tmp_path: Path,
+) -> None:
+    store, announcer = open_store(tmp_path / "a.sqlite"), Announcer()
+    live = follow(announcer, Start(0, None, live=True), store.page, live_backlog=100)
+    steady = follow(announcer, Start(0, None, live=False), store.page, live_backlog=100)
+    try:
+        await store.commit([stored(f"face {n}") for n in range(300)], [], {})
+        announcer.announce(300)
+        first, missed = await anext(live)
+        assert (first.cursor, missed) == (201, 200)
+        for cursor in range(1, 301):
+            entry, missed = await anext(steady)
+            assert (entry.cursor, missed) == (cursor, 0)
+    finally:
+        store.close()
 
 
 async def test_several_edges_and_an_edge_that_comes_back(tmp_path: Path) -> None:
