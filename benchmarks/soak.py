@@ -43,7 +43,7 @@ MOST_GROWTH = 0.05
 MOST_REPAIR_SECONDS = 2.0
 # Small, so that every store is full long before the warm-up ends.
 EDGE_BYTES = 4_000_000
-RESULTS = 2_000
+RESULTS = 1_000
 CACHE_BYTES = 1_000_000
 _SLOW_SECONDS = 1.0
 _WARM_UP_PART = 0.2

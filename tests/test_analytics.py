@@ -17,7 +17,6 @@ import grpc
 import numpy as np
 import pytest
 from service_rig import (
-    codec,
     encoded_faces,
     eventually,
     other_bundle,
@@ -25,6 +24,7 @@ from service_rig import (
     spoilt,
     start_process,
 )
+from services_util import codec as shared_codec
 from services_util import running
 
 from analytics_service.records import StoredResult
@@ -35,6 +35,7 @@ from analytics_service.store import FailedFace, ResultStore, Retention
 from analytics_service.streams import Announcer, Start, follow
 from analytics_service.visits import VisitTracker
 from analytics_service.watchlists import Watchlists
+from sfic.codec import Codec
 from sfic.errors import ConfigError, FaceNotKept, InvalidInput, SficError, StorageError
 from sfic.processes import free_address
 from sfic.service.client import from_rpc_error, open_channel, sfic_errors
@@ -45,9 +46,9 @@ Response = analytics_pb2.SubscribeResultsResponse
 
 @asynccontextmanager
 async def running_analytics(
-    folder: Path, *edges: str, **settings: object
+    folder: Path, *edges: str, codec: Codec | None = None, **settings: object
 ) -> AsyncIterator[tuple[AnalyticsService, analytics_pb2_grpc.AnalyticsStub]]:
-    """A real analytics service with a client."""
+    """A real analytics service with a client. `codec`: None for that of all tests."""
     made = AnalyticsSettings.make(
         **{
             "listen": "127.0.0.1:0",
@@ -58,7 +59,7 @@ async def running_analytics(
             **settings,
         }
     )
-    service = AnalyticsService(made, codec())
+    service = AnalyticsService(made, codec or shared_codec())
     async with (
         running(service, made) as server,
         open_channel(server.address, retry=False) as channel,
@@ -103,7 +104,7 @@ async def test_result_is_what_the_codec_says_of_the_basic_layer(tmp_path: Path) 
         (face_id,) = await edge.keep([face], camera_id="door", score=0.75)
         (result,) = await read_results(stub, 1)
         lag = count(service, "sfic_analytics_lag_seconds_sum")
-    said = codec().analyze(face.basic)
+    said = shared_codec().analyze(face.basic)
     analysis = result.analysis
     assert (result.cursor, result.results_missed) == (1, 0)
     assert (analysis.face.face_id, analysis.face.camera_id) == (face_id, "door")
@@ -266,7 +267,7 @@ async def test_a_face_that_cannot_be_read_is_on_record_and_stops_nothing(tmp_pat
         sent = await edge.keep([good, spoilt(good), other_bundle(good), good])
         sent += await edge.keep([replace(good, basic=b"\x41")])
         sent += await edge.keep([good], captured=1e10)
-        await edge.keep([good], model_bundle=codec().model_bundle[:4] + "0" * 12)
+        await edge.keep([good], model_bundle=shared_codec().model_bundle[:4] + "0" * 12)
         sent += await edge.keep([good])
         results = await read_results(stub, 3)
         failures = await service._store.failures()
