@@ -171,6 +171,7 @@ class FaceStore:
 
         Age is counted by `clock`, from the time of the newest face on if it lags behind that.
         """
+        self._opened = time.perf_counter()
         self._keys = KeyStore(
             path.with_name("keys.sqlite"), key_file or path.with_name("master.key")
         )
@@ -201,7 +202,6 @@ class FaceStore:
 
     async def recover(self) -> None:
         """Finish what an earlier run was stopped in, and seal what an earlier release kept open."""
-        started = time.perf_counter()
         newest_ms = await self._database.read(
             lambda c: c.execute(
                 "SELECT stored_ms FROM faces ORDER BY cursor DESC LIMIT 1"
@@ -219,7 +219,7 @@ class FaceStore:
         for (cursor,) in pending:
             await self._carry_out(cursor)
         await self.evict()
-        log.info("store repaired", seconds=round(time.perf_counter() - started, 3))
+        log.info("store repaired", seconds=round(time.perf_counter() - self._opened, 3))
 
     async def add_frame(self, key: FrameKey, faces: Sequence[NewFace]) -> list[common_pb2.FaceInfo]:
         """Keep the faces of a frame, all or none; synced to disk when this returns.

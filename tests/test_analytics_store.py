@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,33 @@ async def test_forgotten_faces_leave_nothing(
     await store.forget("edge", forget_order(camera_id="door"))
     store.close()
     assert vector_bytes(other) not in path.read_bytes()
+
+
+async def test_a_database_over_its_bytes_drops_the_oldest_results(
+    tmp_path: Path, person: np.ndarray
+) -> None:
+    store, _ = open_store(tmp_path / "a.sqlite")
+    try:
+        made = [result(f"face {n:03}", person, n * 60.0) for n in range(600)]
+        await store.commit(made, [], {})
+        everything = Retention(oldest=0, max_results=10_000, max_bytes=2**40)
+        assert (await store.prune(everything)).cursors == []
+        limit = 600_000
+        pruned = await store.prune(replace(everything, max_bytes=limit))
+        assert pruned.results["bytes"] == list(range(1, len(pruned.cursors) + 1))
+        assert 100 < len(pruned.cursors) < 600
+        pages, free = await store.database.read(
+            lambda c: [
+                c.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count")
+            ]
+        )
+        assert (pages - free) * 4096 < 1.2 * limit
+        assert [row.cursor for row in await store.page(0, 1000)] == list(
+            range(len(pruned.cursors) + 1, 601)
+        )
+    finally:
+        store.close()
 
 
 async def test_retention_takes_visits_and_alerts_along(tmp_path: Path, person: np.ndarray) -> None:

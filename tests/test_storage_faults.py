@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from test_forget import read_wrapped
 
 from edge_encoder.store import FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
+from sfic.audit import AuditLog, read_log, verify_lines
 from sfic.errors import StorageDamaged, StorageError
 from sfic.service import sqlite
 from sfic.service.client import open_channel
@@ -111,6 +113,64 @@ async def test_analytics_with_a_full_disk_waits_and_loses_nothing(
                 assert ids(await read_results(stub, 4)) == sent
                 sent += await edge.keep(faces[:1])
                 assert ids(await read_results(stub, 5)) == sent
+
+
+@disks
+def test_an_audit_log_on_a_full_disk_stays_whole(tmp_path: Path, disk: Disk) -> None:
+    with disk(tmp_path / "disk") as full:
+        full.folder.mkdir(exist_ok=True)
+        path = full.folder / "audit.jsonl"
+        audit = AuditLog(path)
+
+        def note(number: int) -> None:
+            audit.append("reconstruct", who="a test", why="x" * 150, what={"number": number})
+
+        written = [0]
+        note(0)
+        full.fill()
+        with pytest.raises(StorageError, match="audit"):
+            for number in range(1, 100):
+                note(number)
+                written.append(number)
+        with pytest.raises(StorageError):
+            note(1000)
+        full.free()
+        note(100)
+        audit.close()
+        audit = AuditLog(path)
+        note(101)
+        audit.close()
+        lines, head = read_log(path)
+        told = list(lines)
+    assert verify_lines(told, head).problems == []
+    assert [json.loads(line)["what"]["number"] for line in told] == [*written, 100, 101]
+
+
+async def test_a_log_torn_by_a_loss_of_power_keeps_what_was_acknowledged(tmp_path: Path) -> None:
+    """The disk has what was synced for sure; of the rest any part, or something else."""
+    chance = random.Random(8)
+    database = Database(tmp_path / "a.sqlite", ["CREATE TABLE t (x INTEGER, y BLOB)"])
+    log = tmp_path / "a.sqlite-wal"
+    synced = []
+    for number in range(40):
+        row = (number, chance.randbytes(chance.randrange(3000)))
+        await database.write(lambda c, row=row: c.execute("INSERT INTO t VALUES (?, ?)", row))
+        synced.append(log.stat().st_size)
+    whole = log.read_bytes()
+    for trial in range(20):
+        acknowledged = chance.randrange(1, 40)
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        shutil.copy(tmp_path / "a.sqlite", folder)
+        torn = chance.randint(synced[acknowledged - 1], len(whole))
+        rest = chance.choice([b"", chance.randbytes(5000), bytes(5000)])
+        (folder / "a.sqlite-wal").write_bytes(whole[:torn] + rest)
+        again = Database(folder / "a.sqlite", ["CREATE TABLE t (x INTEGER, y BLOB)"])
+        rows = await again.read(lambda c: c.execute("SELECT x FROM t ORDER BY rowid").fetchall())
+        again.close()
+        assert len(rows) >= acknowledged
+        assert [row[0] for row in rows] == list(range(len(rows)))
+    database.close()
 
 
 # -- read-only
