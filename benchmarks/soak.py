@@ -45,6 +45,7 @@ MOST_REPAIR_SECONDS = 2.0
 EDGE_BYTES = 4_000_000
 RESULTS = 1_000
 CACHE_BYTES = 1_000_000
+LIVE_BACKLOG = 200
 _SLOW_SECONDS = 1.0
 _WARM_UP_PART = 0.2
 _COMPARED_PART = 0.1
@@ -54,8 +55,12 @@ async def soak(folder: Path, seconds: float) -> tuple[dict[str, Any], list[str]]
     """Full load for so long; figures, and what did not hold."""
     services = Services(
         folder,
-        edge={"retention_bytes": EDGE_BYTES},
-        analytics={"max_results": RESULTS, "retention_check_seconds": 1},
+        edge={"retention_bytes": EDGE_BYTES, "live_backlog_faces": LIVE_BACKLOG},
+        analytics={
+            "max_results": RESULTS,
+            "retention_check_seconds": 1,
+            "live_backlog_results": LIVE_BACKLOG,
+        },
         decoder={"cache_bytes": CACHE_BYTES},
     )
     load = Load(services, cameras=4, pause_seconds=0.0, slow_seconds=_SLOW_SECONDS)

@@ -41,7 +41,14 @@ from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
 from sfic.service.client import Backoff, open_channel, sfic_errors
 from sfic.sources import Source, SourceFrame
-from sfic.v1 import decoder_pb2, decoder_pb2_grpc, edge_pb2, edge_pb2_grpc
+from sfic.v1 import (
+    analytics_pb2,
+    analytics_pb2_grpc,
+    decoder_pb2,
+    decoder_pb2_grpc,
+    edge_pb2,
+    edge_pb2_grpc,
+)
 
 __all__ = ["Counts", "Load", "Process", "Services", "kill_at_random", "read_log_of_edge"]
 
@@ -319,7 +326,7 @@ class Load:
         slow_seconds: float | None = None,
     ) -> None:
         """`pause_seconds`: between two frames of a camera. `slow_seconds`: between two messages
-        that live readers of edge and analytics take; None: there are none."""
+        that live readers of edge and analytics take, without kills; None: there are none."""
         self.counts = Counts()
         self._services = services
         self._frames = crops()
@@ -336,7 +343,11 @@ class Load:
         ]
         work = [self._read_feed(), self._read_results(), self._view()]
         if self._slow_seconds is not None:
-            work += [self._read_feed_slowly(), self._read_results_slowly()]
+            edge, analytics = self._services.edge.address, self._services.analytics.address
+            work += [
+                self._read_slowly(edge, _live_faces),
+                self._read_slowly(analytics, _live_results),
+            ]
         self._readers = [asyncio.ensure_future(each) for each in work]
 
     async def stop_cameras(self) -> None:
@@ -407,18 +418,16 @@ class Load:
                 self.counts.missed += result.missed
                 self.counts.results.append((result.cursor, result.face_id))
 
-    async def _read_feed_slowly(self) -> None:
-        async for message in _feed(self._services.edge.address, live_only=True):
-            self.counts.slow_read += 1
-            self.counts.slow_missed += message.faces_missed
-            await asyncio.sleep(self._slow_seconds or 0.0)
-
-    async def _read_results_slowly(self) -> None:
-        address = self._services.analytics.address
-        async with AnalyticsClient(address, longest_wait_seconds=_LONGEST_WAIT_SECONDS) as client:
-            async for result in client.results(live_only=True):
+    async def _read_slowly(
+        self, address: str, subscribe: Callable[[grpc.aio.Channel], Any]
+    ) -> None:
+        """Take a message now and then, with no more room for others than HTTP/2 starts with."""
+        narrow = [("grpc.http2.bdp_probe", 0)]
+        async with grpc.aio.insecure_channel(address, options=narrow) as channel:
+            async for message in subscribe(channel):
                 self.counts.slow_read += 1
-                self.counts.slow_missed += result.missed
+                for name in ("faces_missed", "results_missed"):
+                    self.counts.slow_missed += getattr(message, name, 0)
                 await asyncio.sleep(self._slow_seconds or 0.0)
 
     async def _view(self) -> None:
@@ -461,20 +470,27 @@ _RETRIED = (
 )
 
 
-async def _feed(
-    address: str, *, live_only: bool = False
-) -> AsyncIterator[edge_pb2.SubscribeResponse]:
-    """The feed from its start, or what is live, for ever; over lost connections."""
+def _live_faces(channel: grpc.aio.Channel) -> Any:
+    stub = edge_pb2_grpc.BasicLayerFeedStub(channel)
+    return stub.Subscribe(edge_pb2.SubscribeRequest(live_only=True))
+
+
+def _live_results(channel: grpc.aio.Channel) -> Any:
+    stub = analytics_pb2_grpc.AnalyticsStub(channel)
+    return stub.SubscribeResults(analytics_pb2.SubscribeResultsRequest(live_only=True))
+
+
+async def _feed(address: str) -> AsyncIterator[edge_pb2.SubscribeResponse]:
+    """The feed from its start, for ever; over lost connections."""
     backoff = Backoff(longest=_LONGEST_WAIT_SECONDS)
-    request = edge_pb2.SubscribeRequest(live_only=live_only)
+    request = edge_pb2.SubscribeRequest()
     async with open_channel(address, retry=False) as channel:
         stub = edge_pb2_grpc.BasicLayerFeedStub(channel)
         while True:
             try:
                 async for message in stub.Subscribe(request):
                     backoff.reset()
-                    if not live_only:
-                        request.after_cursor, request.log_id = message.cursor, message.log_id
+                    request.after_cursor, request.log_id = message.cursor, message.log_id
                     yield message
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _RETRIED:
