@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import logging
 import os
 import random
 import statistics
@@ -25,6 +26,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from benchmarks.cut_link import CutLink
 from benchmarks.report import write_result
@@ -209,6 +212,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="of each service")
     parser.add_argument("--cut-seconds", type=float, default=180.0)
     args = parser.parse_args()
+    # A camera says each time that its edge was killed.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     # Children inherit it.
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     figures: dict[str, Any] = {}

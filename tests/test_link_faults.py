@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from lossy_link import LossyLink
 from service_rig import encoded_faces, eventually, running_edge
 from services_util import REPOSITORY, astronaut_pixels, codec, encode_picture
@@ -27,6 +28,7 @@ from sfic.bundle import BUNDLE_FILES, ModelBundle
 from sfic.codec import Codec
 from sfic.errors import BundleMismatch, Unavailable
 from sfic.locations import models_dir
+from sfic.service.client import open_channel
 from sfic.v1 import common_pb2
 
 
@@ -82,6 +84,16 @@ async def test_a_decoder_says_that_the_edge_is_away_and_decodes_when_it_is_back(
                 return False  # gRPC has not connected again yet.
 
         await eventually(decodes)
+
+
+async def test_a_connection_may_take_longer_to_make_than_a_round_trip(tmp_path: Path) -> None:
+    async with running_edge(tmp_path) as edge, CutLink(edge.address) as link:
+        link.cut()
+        asyncio.get_running_loop().call_later(1.5, link.heal)
+        async with open_channel(link.address, retry=False) as channel:
+            request = health_pb2.HealthCheckRequest()
+            answer = await health_pb2_grpc.HealthStub(channel).Check(request)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_nothing_is_lost_on_a_link_that_loses_packets(tmp_path: Path) -> None:
