@@ -135,10 +135,7 @@ def main() -> None:
         for name, variant in VARIANTS.items():
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.bit_exactness", "--worker", str(path)],
-                env={**os.environ, **variant},
-                capture_output=True,
-                text=True,
-                check=True,
+                env={**os.environ, **variant}, capture_output=True, text=True, check=True,
             )
             results[name] = json.loads(done.stdout)
     digests = {result["digest"] for result in results.values()}

@@ -78,7 +78,7 @@ def _rows_by_rowid(
     query = (
         f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"
     )
-    at = -(2**63)
+    at = -1  # No table of ours has a row below 0.
 
     def reads(rowid: int) -> bool:
         try:
