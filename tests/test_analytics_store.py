@@ -297,25 +297,28 @@ async def test_a_database_over_its_bytes_drops_the_oldest_results(
     tmp_path: Path, person: np.ndarray
 ) -> None:
     store, _ = open_store(tmp_path / "a.sqlite")
-    try:
-        made = [result(f"face {n:03}", person, n * 60.0) for n in range(600)]
-        await store.commit(made, [], {})
-        everything = Retention(oldest=0, max_results=10_000, max_bytes=2**40)
-        assert (await store.prune(everything)).cursors == []
-        limit = 600_000
-        pruned = await store.prune(replace(everything, max_bytes=limit))
-        assert pruned.results["bytes"] == list(range(1, len(pruned.cursors) + 1))
-        assert 100 < len(pruned.cursors) < 600
+
+    async def used() -> int:
         pages, free = await store.database.read(
             lambda c: [
                 c.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("page_count", "freelist_count")
             ]
         )
-        assert (pages - free) * 4096 < 1.2 * limit
-        assert [row.cursor for row in await store.page(0, 1000)] == list(
-            range(len(pruned.cursors) + 1, 601)
-        )
+        return int(pages - free) * 4096
+
+    try:
+        made = [result(f"face {n:04}", person, n * 60.0) for n in range(600)]
+        await store.commit(made, [], {})
+        limit = await used() // 2
+        over = Retention(oldest=0, max_results=10_000, max_bytes=2 * limit + 4096)
+        assert (await store.prune(over)).cursors == []
+        gone = (await store.prune(replace(over, max_bytes=limit))).results["bytes"]
+        assert gone == list(range(1, len(gone) + 1))
+        assert 250 < len(gone) < 400
+        assert await used() < 1.2 * limit
+        left = [row.cursor for row in await store.page(0, 2000)]
+        assert left == list(range(len(gone) + 1, 601))
     finally:
         store.close()
 
