@@ -63,7 +63,9 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         alerts: Announcer,
         metrics: AnalyticsMetrics,
         searching: Executor,
+        live_backlog: int,
     ) -> None:
+        """`live_backlog`: results that a live subscriber may lag behind."""
         self._model_bundle = model_bundle
         self._same_person = same_person
         self._store = store
@@ -74,6 +76,7 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         self._alerts = alerts
         self._metrics = metrics
         self._searching = searching
+        self._live_backlog = live_backlog
 
     # -- results
 
@@ -92,7 +95,8 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         await context.send_initial_metadata(())
         missed = 0
         with self._metrics.subscribers.track_inprogress():
-            async for result, dropped in follow(self._results, start, self._store.page):
+            results = follow(self._results, start, self._store.page, self._live_backlog)
+            async for result, dropped in results:
                 missed += dropped
                 if (
                     (cameras and result.camera_id not in cameras)

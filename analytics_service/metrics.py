@@ -75,9 +75,18 @@ class AnalyticsMetrics:
         )
         self.results_pruned = Counter(
             "sfic_analytics_results_pruned_total",
-            "Results deleted by retention.",
+            "Results deleted by retention, by reason: age, count or bytes.",
+            ["reason"],
             registry=registry,
         )
+        self.records_pruned = Counter(
+            "sfic_analytics_records_pruned_total",
+            "What else retention deleted, by kind: failures or alerts.",
+            ["kind"],
+            registry=registry,
+        )
+        for reason in ("age", "count", "bytes"):
+            self.results_pruned.labels(reason)
         self.results_forgotten = Counter(
             "sfic_analytics_results_forgotten_total",
             "Results deleted because a face was to be forgotten.",

@@ -5,7 +5,6 @@ Belongs here: turning one form into another. Does not belong here: where they ar
 
 from __future__ import annotations
 
-import time
 import zlib
 from dataclasses import dataclass
 
@@ -96,9 +95,10 @@ def make_result(
     analysis: Analysis,
     model_bundle: str,
     lowest_score: float,
+    now: int,
     keep_parsing: bool = False,
 ) -> StoredResult:
-    """A new result, made now with `model_bundle` and not kept yet.
+    """A new result, made at `now` (Unix ns) with `model_bundle` and not kept yet.
 
     A face whose score, the edge's or the one read from its basic layer, is under `lowest_score` is
     unknown: nothing that was read from it is kept. `keep_parsing`: the parsing map is part of the
@@ -106,7 +106,6 @@ def make_result(
     bundle whose packet was decoded only because the two bytes of the bundle's hash in it agree,
     `InvalidInput` for a capture time that no clock shows.
     """
-    now = time.time_ns()
     if face.model_bundle != model_bundle:
         raise BundleMismatch(
             f"face was coded with model bundle {face.model_bundle}, the one loaded is"

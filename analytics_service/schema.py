@@ -145,6 +145,12 @@ _FORGETTING = """
     ALTER TABLE feeds ADD COLUMN forget_log_id TEXT NOT NULL DEFAULT '';
 """
 
+# What a face that could not be read needs to be read again, by the bundle that it was coded with.
+_FAILED_BUNDLES = """
+    ALTER TABLE failures ADD COLUMN model_bundle TEXT NOT NULL DEFAULT '';
+    ALTER TABLE failures ADD COLUMN edge_cursor INTEGER NOT NULL DEFAULT 0;
+"""
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _RESULTS,
     _add_searched_columns,
@@ -152,4 +158,5 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _WATCHLISTS,
     _WEBHOOKS,
     _FORGETTING,
+    _FAILED_BUNDLES,
 )

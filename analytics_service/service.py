@@ -7,7 +7,6 @@ them, the gRPC methods to `analytics_service.api`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import time
 from collections.abc import Coroutine, Sequence
@@ -34,6 +33,7 @@ from sfic.codec import Codec
 from sfic.errors import StorageError
 from sfic.forgetting import follow_forgotten
 from sfic.pictures import PictureLimits
+from sfic.service.clock import SteadyClock
 from sfic.service.server import serve
 from sfic.v1 import analytics_pb2_grpc, control_pb2, edge_pb2
 
@@ -71,6 +71,7 @@ class AnalyticsService:
         self._searching = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._tasks: list[asyncio.Task[None]] = []
         self._loaded = codec
+        self._clock = SteadyClock()
         self._store: ResultStore
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -87,6 +88,7 @@ class AnalyticsService:
         visits = VisitTracker(settings.visit_gap_seconds, self._visit_similarity())
         watchlists = Watchlists(self._codec.model_bundle, enabled=settings.watchlists)
         path = settings.database.expanduser()
+        started = time.perf_counter()
         self._store = store = await asyncio.to_thread(ResultStore, path, visits, watchlists)
         self._watchlists = WatchlistStore(
             store.database,
@@ -95,6 +97,10 @@ class AnalyticsService:
             max_entries=settings.watchlist_entries,
         )
         self._graph_file = path.with_name(f"{path.name}.{self._codec.model_bundle}.usearch")
+        self._clock.not_before(await store.newest_time() / 1e9)
+        if failed := await store.retry_failed(self._codec.model_bundle):
+            log.info("faces of this model bundle are read again", faces=failed)
+        log.info("store repaired", seconds=round(time.perf_counter() - started, 3))
         await self._prune()
         await self._load_index()
         self._results.announce(await store.newest_cursor())
@@ -154,6 +160,7 @@ class AnalyticsService:
             self._alerts,
             self._metrics,
             self._searching,
+            settings.live_backlog_results,
         )
 
     async def _follow_edges(self) -> None:
@@ -183,6 +190,7 @@ class AnalyticsService:
             settings.min_trusted_score,
             settings.keep_parsing,
             self._kept,
+            self._clock,
         )
         self._keep_running(worker.run())
         for edge in settings.edges:
@@ -265,25 +273,33 @@ class AnalyticsService:
 
     async def _prune(self) -> None:
         settings = self.settings
-        gone = await self._store.prune(
+        pruned = await self._store.prune(
             Retention(
-                oldest=time.time_ns() - int(settings.retention_days * _DAY_NS),
+                oldest=int(self._clock() * 1e9) - int(settings.retention_days * _DAY_NS),
                 max_results=settings.max_results,
+                max_bytes=settings.retention_bytes,
             )
         )
         expired = await self._watchlists.drop_expired()
         if expired:
             log.info("watchlist entries expired", entries=expired)
-        if gone:
-            await self._take_from_index(gone)
-            self._metrics.results_pruned.inc(len(gone))
-            log.info("results pruned", results=len(gone))
+        await self._take_from_index(pruned.cursors)
+        for reason, cursors in pruned.results.items():
+            if cursors:
+                self._metrics.results_pruned.labels(reason).inc(len(cursors))
+                log.info("results dropped by retention", reason=reason, results=len(cursors))
+        for kind, count in (("failures", pruned.failures), ("alerts", pruned.alerts)):
+            if count:
+                self._metrics.records_pruned.labels(kind).inc(count)
+                log.info(f"{kind} dropped by retention", count=count)
 
     async def _prune_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self.settings.retention_check_seconds)
-            with contextlib.suppress(StorageError):
+            try:
                 await self._prune()
+            except StorageError as error:
+                log.error("retention waits", reason=error.message)
 
     async def _grow_graph_for_ever(self) -> None:
         loop = asyncio.get_running_loop()

@@ -81,6 +81,11 @@ class AnalyticsSettings(EdgeClientSettings):
         title="Results kept at most, the newest stay",
         description="All are searched in memory: a million of 128 dimensions take 1 GB.",
     )
+    retention_bytes: int = Field(
+        10 * 1024**3,
+        ge=1024**2,
+        title="Size of the database at which the oldest results are dropped, in bytes",
+    )
     min_trusted_score: float = Field(
         0.25,
         ge=0.0,
@@ -156,6 +161,13 @@ class AnalyticsSettings(EdgeClientSettings):
         le=100_000,
         title="Faces received and not yet analysed, at most",
         description="A full queue makes the edges wait.",
+    )
+    live_backlog_results: int = Field(
+        1024,
+        ge=1,
+        title="Results that a live subscriber may lag behind",
+        description="Over it the oldest are dropped for that subscriber, who is told how many. One "
+        "who reads from a cursor gets all.",
     )
     reconnect_seconds: float = Field(
         10.0, gt=0.0, le=600.0, title="Longest wait before connecting to an edge again, in seconds"

@@ -11,6 +11,7 @@ again all the same is known by its id.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,14 +22,16 @@ from analytics_service.records import StoredResult, stored_vector, vector_bytes
 from analytics_service.schema import MIGRATIONS
 from analytics_service.visits import Visit, VisitTracker
 from analytics_service.watchlists import Watchlists
+from sfic.errors import BundleMismatch
 from sfic.forgetting import is_meant
 from sfic.service.sqlite import Database
 from sfic.v1 import analytics_pb2, control_pb2
 
-__all__ = ["Committed", "FailedFace", "ResultStore", "Retention", "VisitQuery"]
+__all__ = ["Committed", "FailedFace", "Pruned", "ResultStore", "Retention", "VisitQuery"]
 
 _COLUMNS = ", ".join(field.name for field in fields(StoredResult))
 _MARKS = ", ".join("?" * len(fields(StoredResult)))
+_FAILURE_COLUMNS = "face_id, edge, code, message, happened, model_bundle, edge_cursor"
 _VISIT_COLUMNS = ", ".join(field.name for field in fields(Visit))
 # SQLite takes a limited number of parameters in one statement.
 _CHUNK = 500
@@ -38,24 +41,45 @@ _RECENT_VISITS = 10_000
 
 @dataclass(frozen=True)
 class FailedFace:
-    """A face whose basic layer could not be read; `code` is that of the error tree."""
+    """A face whose basic layer could not be read; `code` is that of the error tree.
+
+    `model_bundle` and `edge_cursor`: what it was coded with and its place in the edge's log.
+    """
 
     face_id: str
     edge: str
     code: str
     message: str
     happened: int
+    model_bundle: str
+    edge_cursor: int
 
 
 @dataclass(frozen=True)
 class Retention:
     """What may stay: the newest `max_results`, and of them those made since `oldest` (Unix ns).
 
-    The same holds for faces that could not be read, and the age for alerts.
+    The same holds for faces that could not be read, and the age for alerts. While the database
+    holds more than `max_bytes`, the oldest results go.
     """
 
     oldest: int
     max_results: int
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What retention deleted: cursors of results, by reason; how many failures and alerts."""
+
+    results: Mapping[str, list[int]]
+    failures: int
+    alerts: int
+
+    @property
+    def cursors(self) -> list[int]:
+        """Cursors of all results deleted."""
+        return sorted(cursor for each in self.results.values() for cursor in each)
 
 
 @dataclass(frozen=True)
@@ -84,7 +108,7 @@ class ResultStore:
 
     def __init__(self, path: Path, visits: VisitTracker, watchlists: Watchlists) -> None:
         """Opens or makes the database."""
-        self.database = Database(path, MIGRATIONS)
+        self.database = Database(path, MIGRATIONS, salvaged=self._read_again)
         self._visits = visits
         self._watchlists = watchlists
         self.database.write_now(self._resume_visits)
@@ -126,9 +150,9 @@ class ResultStore:
             _put_visits(connection, plan.changed.values())
             alerts = self._watchlists.raise_alerts(connection, new)
             connection.executemany(
-                "INSERT OR REPLACE INTO failures (face_id, edge, code, message, happened)"
-                " VALUES (?, ?, ?, ?, ?)",
-                [(f.face_id, f.edge, f.code, f.message, f.happened) for f in failures],
+                f"INSERT OR REPLACE INTO failures ({_FAILURE_COLUMNS}) VALUES"
+                " (?, ?, ?, ?, ?, ?, ?)",
+                [tuple(getattr(f, field.name) for field in fields(f)) for f in failures],
             )
             connection.executemany(
                 "INSERT INTO feeds (edge, cursor) VALUES (?, ?)"
@@ -164,6 +188,15 @@ class ResultStore:
             ).fetchone()
         )
         return (int(row[0]), str(row[1])) if row else (0, "")
+
+    async def newest_time(self) -> int:
+        """When the newest result was made, in Unix nanoseconds; 0 when there is none."""
+        row = await self.database.read(
+            lambda c: c.execute(
+                "SELECT analysed FROM results ORDER BY cursor DESC LIMIT 1"
+            ).fetchone()
+        )
+        return int(row[0]) if row else 0
 
     async def newest_cursor(self) -> int:
         """The highest cursor ever given, also when that result is gone; 0 before the first."""
@@ -224,32 +257,67 @@ class ResultStore:
         """Every face that could not be read, oldest first."""
         rows = await self.database.read(
             lambda c: c.execute(
-                "SELECT face_id, edge, code, message, happened FROM failures"
-                " ORDER BY happened, face_id"
+                f"SELECT {_FAILURE_COLUMNS} FROM failures ORDER BY happened, face_id"
             ).fetchall()
         )
         return [FailedFace(*row) for row in rows]
 
-    async def prune(self, retention: Retention) -> list[int]:
-        """Deletes what may not stay; returns the cursors of the results deleted."""
+    async def retry_failed(self, model_bundle: str) -> int:
+        """Reads again the faces that only another model bundle than this one could not read.
 
-        def work(connection: sqlite3.Connection) -> list[int]:
+        The feeds of their edges go back to before them; faces that are known are not kept twice.
+        Returns how many they are.
+        """
+        where = "code = ? AND model_bundle = ? AND edge_cursor > 0"
+        values = (BundleMismatch.code, model_bundle)
+
+        def work(connection: sqlite3.Connection) -> int:
             connection.execute(
+                "UPDATE feeds SET cursor = min(cursor, coalesce((SELECT min(edge_cursor) - 1"
+                f" FROM failures WHERE edge = feeds.edge AND {where}), cursor))",
+                values,
+            )
+            return connection.execute(f"DELETE FROM failures WHERE {where}", values).rowcount
+
+        return await self.database.write(work)
+
+    async def prune(self, retention: Retention) -> Pruned:
+        """Deletes what may not stay."""
+
+        def work(connection: sqlite3.Connection) -> Pruned:
+            failures = connection.execute(
                 "DELETE FROM failures WHERE happened < ? OR rowid <="
                 " (SELECT rowid FROM failures ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
                 (retention.oldest, retention.max_results),
-            )
-            connection.execute("DELETE FROM alerts WHERE raised < ?", (retention.oldest,))
-            rows = connection.execute(
-                "DELETE FROM results WHERE analysed < ? OR cursor <="
-                " (SELECT cursor FROM results ORDER BY cursor DESC LIMIT 1 OFFSET ?)"
-                " RETURNING cursor, visit_id",
-                (retention.oldest, retention.max_results),
-            ).fetchall()
-            self._mend_visits(connection, {row[1] for row in rows if row[1]})
-            return sorted(int(row[0]) for row in rows)
+            ).rowcount
+            alerts = connection.execute(
+                "DELETE FROM alerts WHERE raised < ?", (retention.oldest,)
+            ).rowcount
+            results = {
+                "age": self._delete_results(connection, "analysed < ?", retention.oldest),
+                "count": self._delete_results(
+                    connection,
+                    "cursor <= (SELECT cursor FROM results ORDER BY cursor DESC LIMIT 1 OFFSET ?)",
+                    retention.max_results,
+                ),
+                "bytes": self._delete_results(
+                    connection,
+                    "cursor IN (SELECT cursor FROM results ORDER BY cursor LIMIT ?)",
+                    _surplus(connection, retention.max_bytes),
+                ),
+            }
+            return Pruned(results, failures, alerts)
 
-        return await self.database.write(work, lambda gone: self._follow_visits() if gone else None)
+        return await self.database.write(
+            work, lambda pruned: self._follow_visits() if pruned.cursors else None
+        )
+
+    def _delete_results(self, connection: sqlite3.Connection, where: str, value: int) -> list[int]:
+        rows = connection.execute(
+            f"DELETE FROM results WHERE {where} RETURNING cursor, visit_id", (value,)
+        ).fetchall()
+        self._mend_visits(connection, {row[1] for row in rows if row[1]})
+        return [int(row[0]) for row in rows]
 
     async def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> list[int]:
         """Deletes what an edge's order to forget means, and all that came of those faces.
@@ -296,6 +364,14 @@ class ResultStore:
         self._mend_visits(connection, {row[1] for row in rows if row[1]})
         return sorted(int(row[0]) for row in rows)
 
+    def _read_again(self, connection: sqlite3.Connection) -> None:
+        """After damage: what was lost is read from the edges again, as far as they keep it."""
+        connection.execute("UPDATE feeds SET cursor = 0")
+        visits = connection.execute(
+            "SELECT visit_id FROM visits UNION SELECT visit_id FROM results"
+        ).fetchall()
+        self._mend_visits(connection, {row[0] for row in visits if row[0]})
+
     def _mend_visits(self, connection: sqlite3.Connection, visit_ids: set[str]) -> None:
         """Makes visits say only what their results that are left say."""
         for visit_id in visit_ids:
@@ -334,6 +410,19 @@ def _each(
 def _known_faces(connection: sqlite3.Connection, face_ids: Sequence[str]) -> set[str]:
     query = "SELECT face_id FROM results WHERE face_id IN "
     return {str(row[0]) for row in _each(connection, query, face_ids)}
+
+
+def _surplus(connection: sqlite3.Connection, max_bytes: int) -> int:
+    """How many results have to go, all being as large as their mean, to be under `max_bytes`."""
+    pages, free, page_bytes = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    used = (pages - free) * page_bytes
+    if used <= max_bytes:
+        return 0
+    results = int(connection.execute("SELECT count(*) FROM results").fetchone()[0])
+    return math.ceil(results * (used - max_bytes) / used)
 
 
 def _newest(connection: sqlite3.Connection, table: str) -> int:

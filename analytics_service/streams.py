@@ -66,10 +66,14 @@ class Request(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """A subscription starts behind `after` and ends after `until`; None: never."""
+    """A subscription starts behind `after` and ends after `until`; None: never.
+
+    `live`: it wants what is new, and may be moved on when it lags.
+    """
 
     after: int
     until: int | None
+    live: bool
 
 
 def start_of(request: Request, newest: int) -> Start:
@@ -85,24 +89,27 @@ def start_of(request: Request, newest: int) -> Start:
             "start again from 0 if the service's database was replaced"
         )
     after = newest if request.live_only else int(request.after_cursor)
-    return Start(after, newest if request.kept_only else None)
+    return Start(after, newest if request.kept_only else None, request.live_only)
 
 
 async def follow(
     announcer: Announcer,
     start: Start,
     page: Callable[[int, int], Awaitable[Sequence[E]]],
+    live_backlog: int | None = None,
 ) -> AsyncIterator[tuple[E, int]]:
-    """Yields each entry of a log, and how many before it retention dropped unread.
+    """Yields each entry of a log, and how many before it were missed: dropped by retention unread.
 
-    `page(after, limit)` reads the log. Raises `Unavailable` when the service goes away.
+    `page(after, limit)` reads the log. A live subscription that lags more than `live_backlog`
+    entries behind misses the oldest of them too. Raises `Unavailable` when the service goes away.
     """
-    # Cursors are given without gaps, so a gap that a subscriber meets was made by retention.
+    # Cursors are given without gaps, so a gap that a subscriber meets is what it missed.
     # One who starts from nothing has missed nothing.
-    at, counts = start.after, start.after > 0
+    at, counts = start.after, start.after > 0 or start.live
     while not announcer.closed:
         seen = announcer.newest
-        entries = await page(at, _PAGE)
+        lag = live_backlog if start.live and live_backlog is not None else seen
+        entries = await page(max(at, seen - lag), _PAGE)
         for entry in entries:
             if start.until is not None and entry.cursor > start.until:
                 return

@@ -34,6 +34,7 @@ from sfic.errors import ConfigError, InvalidInput, PacketError, SficError, Stora
 from sfic.forgetting import is_meant
 from sfic.sealing import open_layer
 from sfic.service.client import Backoff, from_rpc_error, open_channel
+from sfic.service.clock import SteadyClock
 from sfic.service.identity import Identity
 from sfic.v1 import common_pb2, control_pb2, edge_pb2, edge_pb2_grpc
 
@@ -156,8 +157,9 @@ class Worker:
         min_trusted_score: float,
         keep_parsing: bool,
         kept: Callable[[Committed], None],
+        clock: SteadyClock,
     ) -> None:
-        """`kept` is called in the event loop with what each commit made."""
+        """`kept` is called in the event loop with what each commit made; `clock` dates results."""
         self._codec = codec
         self._executor = executor
         self._store = store
@@ -167,6 +169,7 @@ class Worker:
         self._min_trusted_score = min_trusted_score
         self._keep_parsing = keep_parsing
         self._kept = kept
+        self._clock = clock
         # An edge sends nothing more of what it has forgotten: only what is under way is looked at,
         # and no more than the queue holds can be.
         self._orders: deque[tuple[str, control_pb2.FollowForgottenResponse]] = deque(maxlen=1000)
@@ -224,6 +227,7 @@ class Worker:
     ) -> None:
         results: list[StoredResult] = []
         failures: list[FailedFace] = []
+        now = int(self._clock() * 1e9)
         for arrival, outcome in zip(batch, outcomes, strict=True):
             try:
                 if isinstance(outcome, SficError):
@@ -234,13 +238,21 @@ class Worker:
                         outcome,
                         self._codec.model_bundle,
                         self._min_trusted_score,
+                        now,
                         self._keep_parsing,
                     )
                 )
             except SficError as error:
-                face_id = arrival.face.face_id
                 failures.append(
-                    FailedFace(face_id, arrival.edge, error.code, error.message, time.time_ns())
+                    FailedFace(
+                        face_id=arrival.face.face_id,
+                        edge=arrival.edge,
+                        code=error.code,
+                        message=error.message,
+                        happened=now,
+                        model_bundle=arrival.face.model_bundle,
+                        edge_cursor=arrival.cursor,
+                    )
                 )
         _log_failures(failures)
         # A later face of the same edge comes later in the batch, so the last cursor wins.

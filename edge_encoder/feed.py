@@ -1,7 +1,9 @@
 """BasicLayerFeed: the log of faces for subscribers, with their basic layers and no other.
 
 A subscriber holds one page of the log in memory and no queue: it reads the store, and waits for
-news when it has read all. A slow one reads later and costs nothing meanwhile.
+news when it has read all. A slow one reads later and costs nothing meanwhile. One that wants what
+is live is moved on when it lags too far, and told how many faces it missed; one with a cursor is
+never.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+import structlog
 
 from edge_encoder.metrics import EdgeMetrics
-from edge_encoder.store import FaceStore
+from edge_encoder.store import FaceStore, LogEntry
 from edge_encoder.waiting import first_set
-from sfic.errors import InvalidInput, LimitExceeded, Unavailable
+from sfic.errors import InvalidInput, LimitExceeded, PacketError, Unavailable
 from sfic.sealing import open_layer
 from sfic.v1 import edge_pb2, edge_pb2_grpc
 
 __all__ = ["BasicLayerFeed"]
+
+log = structlog.get_logger(__name__)
 
 _PAGE_FACES = 128
 _MAX_CAMERAS = 256
@@ -35,11 +40,15 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         stopping: asyncio.Event,
         *,
         max_subscribers: int,
+        live_backlog: int,
     ) -> None:
+        """`live_backlog`: faces that a live subscriber may lag behind before the oldest of them are
+        dropped for it."""
         self._store = store
         self._metrics = metrics
         self._stopping = stopping
         self._max_subscribers = max_subscribers
+        self._live_backlog = live_backlog
         self._subscribers = 0
 
     async def Subscribe(
@@ -95,6 +104,12 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         missed, counting = 0, request.live_only or cursor > 0
         while not self._stopping.is_set():
             grown = self._store.grown()
+            if request.live_only:
+                dropped = await self._store.last_cursor() - self._live_backlog - cursor
+                if dropped > 0:
+                    cursor, missed = cursor + dropped, missed + dropped
+                    self._metrics.feed_dropped.inc(dropped)
+                    log.info("faces dropped for a slow live subscriber", faces=dropped)
             page = await self._store.page(
                 cursor,
                 camera_ids=list(dict.fromkeys(request.camera_ids)),
@@ -106,24 +121,34 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
                 self._metrics.feed_missed.inc(page.evicted_cursor - cursor)
             counting = True
             for entry in page.entries:
-                response = edge_pb2.SubscribeResponse(
-                    cursor=entry.cursor, face=entry.info, faces_missed=missed, log_id=log_id
-                )
-                if request.sealed:
-                    response.basic, response.key = entry.sealed, entry.key
-                else:
-                    response.basic = open_layer(
-                        entry.key, entry.sealed, entry.info.face_id, "basic"
-                    )
+                missed += entry.unreadable_before
+                try:
+                    response = _response(request, entry)
+                except PacketError as error:
+                    missed += 1
+                    log.error("face left out of the feed", reason=error.message)
+                    continue
+                response.faces_missed, response.log_id = missed, log_id
                 yield response
                 missed = 0
                 self._metrics.feed_faces.inc()
                 self._metrics.feed_bytes.inc(len(response.basic))
                 if self._stopping.is_set():
                     return
+            missed += page.unreadable
             cursor = page.next_cursor
             if not page.more:
                 await first_set(grown, self._stopping)
+
+
+def _response(request: edge_pb2.SubscribeRequest, entry: LogEntry) -> edge_pb2.SubscribeResponse:
+    """A face of the log as asked for. Raises `PacketError` when its layer is damaged."""
+    response = edge_pb2.SubscribeResponse(cursor=entry.cursor, face=entry.info)
+    if request.sealed:
+        response.basic, response.key = entry.sealed, entry.key
+    else:
+        response.basic = open_layer(entry.key, entry.sealed, entry.info.face_id, "basic")
+    return response
 
 
 def _check(request: edge_pb2.SubscribeRequest) -> None:

@@ -92,7 +92,9 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         current: asyncio.Task[Receipt] | None = None
         try:
             while (current := await receipts.get()) is not None:
-                yield await current
+                receipt = await current
+                receipt.frames_in_flight = self._credit()
+                yield receipt
                 room.release()
             await reader
         finally:
@@ -104,6 +106,11 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
                     task.cancel()
         if self._stopping.is_set():
             raise Unavailable("the edge is shutting down")
+
+    def _credit(self) -> int:
+        """Frames that each camera may have on their way: its share, at least one."""
+        share = self._settings.total_frames_in_flight // max(1, self._cameras)
+        return max(1, min(self._settings.frames_in_flight, share))
 
     async def _read(
         self,
@@ -172,7 +179,7 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         Storing waits for the frame `before`, so that the log has a camera's faces in order.
         """
         self._check_frame(frame)
-        captured_ns, key = _capture_time(frame, camera_id)
+        captured_ns, key = self._capture_time(frame, camera_id)
         if known := await self._store.find_frame(key):
             receipt.faces.extend(known)
             return "repeated"
@@ -209,6 +216,20 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
                 f"picture of {size} bytes, the edge takes {self._settings.max_picture_bytes}",
                 limit=str(self._settings.max_picture_bytes),
             )
+
+    def _capture_time(self, frame: Frame, camera_id: str) -> tuple[int, FrameKey]:
+        """Return the time of capture in nanoseconds since 1970, and the key of the frame."""
+        if not frame.HasField("capture_time"):
+            now_ns = int(self._store.clock() * 1e9)
+            return now_ns, FrameKey(camera_id, None, frame.frame_number)
+        stamp = frame.capture_time
+        if not (0 <= stamp.seconds <= _LAST_SECOND and 0 <= stamp.nanos < 1_000_000_000):
+            raise InvalidInput("capture_time: must lie in 1970..9999", field="capture_time")
+        captured_ns = stamp.seconds * 1_000_000_000 + stamp.nanos
+        # SQLite's integers end in the year 2262.
+        if captured_ns >= 2**63:
+            raise InvalidInput("capture_time: must lie before 2262", field="capture_time")
+        return captured_ns, FrameKey(camera_id, captured_ns, frame.frame_number)
 
     def _encode(self, frame: Frame) -> list[EncodedFace]:
         """Decode and encode, on a worker thread."""
@@ -287,20 +308,6 @@ def _stream_fault(frame: Frame, camera_id: str, last_number: int) -> SficError |
             field="frame_number",
         )
     return None
-
-
-def _capture_time(frame: Frame, camera_id: str) -> tuple[int, FrameKey]:
-    """Return the time of capture in nanoseconds since 1970, and the key of the frame."""
-    if not frame.HasField("capture_time"):
-        return time.time_ns(), FrameKey(camera_id, None, frame.frame_number)
-    stamp = frame.capture_time
-    if not (0 <= stamp.seconds <= _LAST_SECOND and 0 <= stamp.nanos < 1_000_000_000):
-        raise InvalidInput("capture_time: must lie in 1970..9999", field="capture_time")
-    captured_ns = stamp.seconds * 1_000_000_000 + stamp.nanos
-    # SQLite's integers end in the year 2262.
-    if captured_ns >= 2**63:
-        raise InvalidInput("capture_time: must lie before 2262", field="capture_time")
-    return captured_ns, FrameKey(camera_id, captured_ns, frame.frame_number)
 
 
 def _timestamp(time_ns: int) -> Timestamp:

@@ -46,6 +46,9 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX layer_keys_by_camera ON layer_keys (camera_id)
     """,
+    """
+    CREATE TABLE unconfirmed (face_id TEXT PRIMARY KEY) WITHOUT ROWID
+    """,
 )
 
 
@@ -59,6 +62,8 @@ class KeyStore:
         there are keys and the file that opens them is gone.
         """
         self._database = Database(path, _MIGRATIONS)
+        # Faces that were stored since the last keys were made.
+        self._confirmed: set[str] = set()
         try:
             empty = self._database.write_now(
                 lambda c: c.execute("SELECT 1 FROM camera_keys LIMIT 1").fetchone() is None
@@ -75,9 +80,20 @@ class KeyStore:
     async def make(
         self, faces: Sequence[tuple[str, str, Sequence[str]]]
     ) -> dict[tuple[str, str], bytes]:
-        """Fresh keys for (face id, camera id, layers), kept and synced; by face id and layer."""
+        """Fresh keys for (face id, camera id, layers), kept and synced; by face id and layer.
+
+        They stay unconfirmed until the faces are stored: `confirm` tells.
+        """
 
         def work(connection: sqlite3.Connection) -> dict[tuple[str, str], bytes]:
+            confirmed, self._confirmed = self._confirmed, set()
+            connection.executemany(
+                "DELETE FROM unconfirmed WHERE face_id = ?", [(face_id,) for face_id in confirmed]
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO unconfirmed VALUES (?)",
+                [(face_id,) for face_id, *_ in faces],
+            )
             made: dict[tuple[str, str], bytes] = {}
             for face_id, camera_id, layers in faces:
                 for layer in layers:
@@ -91,6 +107,22 @@ class KeyStore:
             return made
 
         return await self._database.write(work)
+
+    def confirm(self, face_ids: Sequence[str]) -> None:
+        """Note that faces are stored; written down with the next keys that are made."""
+        self._confirmed = self._confirmed.union(face_ids)
+
+    async def unconfirmed(self) -> list[str]:
+        """Faces whose keys were made and of which nobody said that they were stored."""
+        rows = await self._database.read(
+            lambda c: c.execute("SELECT face_id FROM unconfirmed").fetchall()
+        )
+        return [row[0] for row in rows]
+
+    @property
+    def is_salvaged(self) -> bool:
+        """Whether keys may be missing, because their database was damaged."""
+        return self._database.is_salvaged
 
     async def find(
         self, face_ids: Sequence[str], layers: Sequence[str]
@@ -124,6 +156,9 @@ class KeyStore:
                         " RETURNING camera_id",
                         chunk,
                     ).fetchall()
+                )
+                connection.execute(
+                    f"DELETE FROM unconfirmed WHERE face_id IN ({_marks(chunk)})", chunk
                 )
             connection.executemany(
                 "DELETE FROM camera_keys WHERE camera_id = ?1"

@@ -74,6 +74,11 @@ class EdgeMetrics:
             "Faces that retention dropped before a subscriber came to them.",
             registry=r,
         )
+        self.feed_dropped = Counter(
+            "sfic_edge_feed_dropped_faces_total",
+            "Faces that live subscribers were too slow for.",
+            registry=r,
+        )
         self.fetched_bytes = Counter(
             "sfic_edge_fetched_bytes_total", "Bytes of layers fetched.", ["layer"], registry=r
         )

@@ -66,7 +66,6 @@ class EdgeService:
             key_file=settings.key_file,
         )
         await store.recover()
-        await store.evict()
         codec = self._codec
         if codec is None:
             codec = await asyncio.to_thread(
@@ -79,10 +78,14 @@ class EdgeService:
             await asyncio.to_thread(codec.encode, blank, settings.rate, settings.effort)
         self._ingest = EdgeIngest(codec, store, settings, self._metrics, self._pool, self._stopping)
         self._feed = BasicLayerFeed(
-            store, self._metrics, self._stopping, max_subscribers=settings.max_subscribers
+            store,
+            self._metrics,
+            self._stopping,
+            max_subscribers=settings.max_subscribers,
+            live_backlog=settings.live_backlog_faces,
         )
         self._audit = audit = await asyncio.to_thread(AuditLog, folder / "audit.jsonl")
-        grants = GrantBook(store.database)
+        grants = GrantBook(store.database, store.clock)
         await grants.load()
         self._layers = LayerStore(store, grants, audit, self._metrics)
         self._control = EdgeControl(store, grants, audit, settings.edge_id, self._stopping)

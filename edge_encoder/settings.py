@@ -136,6 +136,14 @@ class EdgeSettings(ServiceSettings):
         64, ge=1, le=10_000, title="Subscribers at once", description="Further ones are refused."
     )
 
+    live_backlog_faces: int = Field(
+        1024,
+        ge=1,
+        title="Faces that a live subscriber may lag behind",
+        description="Over it the oldest are dropped for that subscriber, who is told how many. One "
+        "who reads from a cursor gets all.",
+    )
+
     retention_hours: float = Field(
         168.0,
         gt=0.0,

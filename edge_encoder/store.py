@@ -14,17 +14,19 @@ import contextlib
 import functools
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from edge_encoder.keys import KeyStore
 from edge_encoder.metrics import EdgeMetrics
-from sfic.errors import StorageError
+from sfic.errors import StorageDamaged, StorageError
 from sfic.sealing import seal_layer
+from sfic.service.clock import SteadyClock
 from sfic.service.sqlite import Database
 from sfic.v1 import common_pb2, control_pb2
 
@@ -109,6 +111,8 @@ class LogEntry:
     info: common_pb2.FaceInfo
     sealed: bytes
     key: bytes
+    unreadable_before: int
+    """Faces between this one and the one before that a damaged page of the disk holds."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Page:
     more: bool
     evicted_cursor: int
     """Highest cursor that retention dropped; 0: none."""
+    unreadable: int
+    """The same behind the last entry."""
 
 
 @dataclass(frozen=True)
@@ -159,21 +165,26 @@ class FaceStore:
         retention_seconds: float,
         retention_bytes: int,
         key_file: Path | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: SteadyClock | None = None,
     ) -> None:
-        """`key_file`: master key of the layers' keys; None: master.key beside the database."""
+        """`key_file`: master key of the layers' keys; None: master.key beside the database.
+
+        Age is counted by `clock`, from the time of the newest face on if it lags behind that.
+        """
+        self._opened = time.perf_counter()
         self._keys = KeyStore(
             path.with_name("keys.sqlite"), key_file or path.with_name("master.key")
         )
         try:
-            self._database = Database(path, _MIGRATIONS)
+            self._database = Database(path, _MIGRATIONS, salvaged=_recount)
         except BaseException:
             self._keys.close()
             raise
         self._metrics = metrics
         self._retention_seconds = retention_seconds
         self._retention_bytes = retention_bytes
-        self._clock = clock
+        self.clock = clock or SteadyClock()
+        """The edge's time of day, never before that of the newest face."""
         self._grown = asyncio.Event()
         self._ordered = asyncio.Event()
         # One at a time takes faces out of the log.
@@ -191,12 +202,24 @@ class FaceStore:
 
     async def recover(self) -> None:
         """Finish what an earlier run was stopped in, and seal what an earlier release kept open."""
+        newest_ms = await self._database.read(
+            lambda c: c.execute(
+                "SELECT stored_ms FROM faces ORDER BY cursor DESC LIMIT 1"
+            ).fetchone()
+        )
+        if newest_ms is not None:
+            self.clock.not_before(newest_ms[0] / 1000)
+        await self._drop_keys_without_faces()
+        if self._keys.is_salvaged:
+            await self._drop_faces_without_keys()
         await self._seal_old()
         pending = await self._database.read(
             lambda c: c.execute("SELECT cursor FROM forget_orders WHERE done = 0").fetchall()
         )
         for (cursor,) in pending:
             await self._carry_out(cursor)
+        await self.evict()
+        log.info("store repaired", seconds=round(time.perf_counter() - self._opened, 3))
 
     async def add_frame(self, key: FrameKey, faces: Sequence[NewFace]) -> list[common_pb2.FaceInfo]:
         """Keep the faces of a frame, all or none; synced to disk when this returns.
@@ -206,7 +229,7 @@ class FaceStore:
         """
         if not faces:
             return []
-        stored_ms = int(self._clock() * 1000)
+        stored_ms = int(self.clock() * 1000)
         face_ids = [face.info.face_id for face in faces]
         layers = [_without_none(face.layers) for face in faces]
 
@@ -246,6 +269,7 @@ class FaceStore:
         if kept[0].face_id != face_ids[0]:
             await self._keys.destroy(face_ids)
             return kept
+        self._keys.confirm(face_ids)
         for named in layers:
             for name, layer in named.items():
                 self._metrics.layer_bytes.labels(name).inc(len(layer))
@@ -291,12 +315,21 @@ class FaceStore:
             await asyncio.sleep(0.01)
         else:
             log.error("faces without their keys left out", faces=len(rows) - len(keys))
-        entries = [
-            LogEntry(cursor, common_pb2.FaceInfo.FromString(info), sealed, keys[face_id, "basic"])
-            for cursor, face_id, info, sealed in rows
-            if (face_id, "basic") in keys
-        ]
-        return Page(entries, next_cursor, len(rows) == limit, evicted_cursor)
+        entries: list[LogEntry] = []
+        unreadable = 0
+        for cursor, face_id, message, sealed in rows:
+            if (key := keys.get((face_id, "basic"))) is None:
+                continue
+            try:
+                info = _face_info(face_id, message)
+            except StorageDamaged as error:
+                # One such face must not end the log for all who read it.
+                unreadable += 1
+                log.error("face left out of the feed", reason=error.message)
+                continue
+            entries.append(LogEntry(cursor, info, sealed, key, unreadable))
+            unreadable = 0
+        return Page(entries, next_cursor, len(rows) == limit, evicted_cursor, unreadable)
 
     async def log_id(self) -> str:
         """Return the name of this log, which a new database gives itself."""
@@ -325,9 +358,7 @@ class FaceStore:
 
         def work(connection: sqlite3.Connection) -> dict[str, KeptFace]:
             return {
-                face_id: KeptFace(
-                    common_pb2.FaceInfo.FromString(info), dict(zip(names, blobs, strict=True))
-                )
+                face_id: KeptFace(_face_info(face_id, info), dict(zip(names, blobs, strict=True)))
                 for face_id, info, *blobs in connection.execute(query, list(face_ids))
             }
 
@@ -355,7 +386,7 @@ class FaceStore:
 
     def _find_old(self, connection: sqlite3.Connection) -> tuple[_Doomed, int, int]:
         """What `evict` drops next, and how many faces and bytes there are before it."""
-        oldest_ms = int((self._clock() - self._retention_seconds) * 1000)
+        oldest_ms = int((self.clock() - self._retention_seconds) * 1000)
         faces, size = connection.execute("SELECT faces, bytes FROM log_state").fetchone()
         by_age, by_bytes, left, face_ids = 0, 0, size, []
         for face_id, stored_ms, row_size in connection.execute(
@@ -447,6 +478,27 @@ class FaceStore:
             for cursor, scope, last in rows
         ]
 
+    async def _drop_keys_without_faces(self) -> None:
+        """Keys are made before their face is stored: a stop between the two leaves them alone."""
+        if not (made := await self._keys.unconfirmed()):
+            return
+        stored = await self.fetch(made, ())
+        self._keys.confirm(list(stored))
+        if left := [face_id for face_id in made if face_id not in stored]:
+            await self._keys.destroy(left)
+            log.info("keys of faces that were never stored destroyed", faces=len(left))
+
+    async def _drop_faces_without_keys(self) -> None:
+        """After keys were lost with a damaged page: what nothing opens any more."""
+        rows = await self._database.read(
+            lambda c: c.execute("SELECT face_id FROM faces WHERE sealed = 1").fetchall()
+        )
+        face_ids = [row[0] for row in rows]
+        keys = await self._keys.find(face_ids, ["basic"])
+        if lost := [face_id for face_id in face_ids if (face_id, "basic") not in keys]:
+            await self._drop(lost, evicted=False)
+            log.error("faces dropped: a damaged page held their keys", faces=len(lost))
+
     async def _seal_old(self) -> None:
         """Seal the faces that a release before sealed layers has kept."""
         columns = ", ".join(LAYER_COLUMNS)
@@ -472,6 +524,26 @@ class FaceStore:
     def _wake_readers(self) -> None:
         self._grown.set()
         self._grown = asyncio.Event()
+
+
+def _recount(connection: sqlite3.Connection) -> None:
+    """Make the state of the log that of the faces that were saved of a damaged file."""
+    connection.execute(
+        "UPDATE log_state SET faces = (SELECT count(*) FROM faces),"
+        " bytes = (SELECT coalesce(sum(size), 0) FROM faces)"
+    )
+
+
+def _face_info(face_id: str, message: bytes) -> common_pb2.FaceInfo:
+    """What is known of a face. Raises `StorageDamaged`."""
+    try:
+        info: common_pb2.FaceInfo = common_pb2.FaceInfo.FromString(message)
+    except DecodeError as error:
+        raise StorageDamaged(
+            f"what is stored of face {face_id} cannot be read: a page on the disk is damaged",
+            face_id=face_id,
+        ) from error
+    return info
 
 
 def _without_none(packets: Sequence[bytes | None]) -> dict[str, bytes]:

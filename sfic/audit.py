@@ -10,6 +10,7 @@ and a later `verify --head` finds it, or not. Who may read the log over gRPC:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,11 +49,13 @@ class AuditLog:
         """
         self.path = path
         self._lock = threading.Lock()
+        self._torn = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            self._file = os.fdopen(descriptor, "ab+")
+            self._file = os.fdopen(descriptor, "ab+", buffering=0)
             self._head = self._find_head()
+            self._size = self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise StorageError(f"cannot use {path}: {error.strerror or error}") from error
 
@@ -62,7 +65,10 @@ class AuditLog:
         return self._head
 
     def append(self, action: str, *, who: str, why: str, what: dict[str, Any]) -> None:
-        """Write a line; synced to disk when this returns. Raises `StorageError`."""
+        """Write a line; synced to disk when this returns.
+
+        Raises `StorageError`, and then leaves no part of the line.
+        """
         with self._lock:
             record: dict[str, Any] = {
                 "time": datetime.fromtimestamp(time.time(), timezone.utc).isoformat(),
@@ -73,18 +79,35 @@ class AuditLog:
                 "previous": self._head,
             }
             record["hash"] = _hash(record)
+            line = json.dumps(record, sort_keys=True).encode() + b"\n"
             try:
-                self._file.write(json.dumps(record, sort_keys=True).encode() + b"\n")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self._cut_torn_line()
+                self._write(line)
                 write_secret(_head_file(self.path), record["hash"].encode())
             except OSError as error:
+                self._torn = True
+                with contextlib.suppress(OSError):
+                    self._cut_torn_line()
                 raise StorageError(f"{self.path}: {error.strerror or error}") from error
             self._head = record["hash"]
+            self._size += len(line)
 
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        left = memoryview(line)
+        while left:
+            left = left[self._file.write(left) :]
+        os.fsync(self._file.fileno())
+
+    def _cut_torn_line(self) -> None:
+        """Take away what a failed write has left: the next line must follow a whole one."""
+        if self._torn:
+            os.ftruncate(self._file.fileno(), self._size)
+            os.fsync(self._file.fileno())
+            self._torn = False
 
     def _find_head(self) -> str:
         size = self._file.seek(0, os.SEEK_END)

@@ -60,8 +60,10 @@ class Camera:
 
     `fps`: at most this many frames a second (see `Source`). `rate`: 1..9, 0 for the edge's own.
     `aligned`: the pictures are FFHQ-aligned crops. `frames_in_flight`: frames sent or read ahead
-    and without a receipt, which bounds memory. `patience_seconds`: how long the edge may be out of
-    reach before `receipts` raises `Unavailable`; None: for ever. `identity`: as whom we call.
+    and without a receipt, which bounds memory; fewer are sent when the edge asks for it in its
+    receipts. `patience_seconds`: how long the edge may be out of reach before `receipts` raises
+    `Unavailable`; None: for ever. `longest_wait_seconds`: between two tries to connect again.
+    `identity`: as whom we call.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Camera:
         aligned: bool = False,
         frames_in_flight: int = 8,
         patience_seconds: float | None = 30.0,
+        longest_wait_seconds: float = 10.0,
         identity: Identity | None = None,
     ) -> None:
         self.frames_dropped = 0
@@ -88,7 +91,9 @@ class Camera:
         self._rate = rate
         self._aligned = aligned
         self._limit = frames_in_flight
+        self._credit = frames_in_flight
         self._patience = patience_seconds
+        self._longest_wait = longest_wait_seconds
         self._identity = identity
         self._waiting: deque[_Sent] = deque()
         self._unacknowledged: deque[_Sent] = deque()
@@ -121,7 +126,7 @@ class Camera:
     async def _stay_connected(
         self, stub: edge_pb2_grpc.EdgeIngestStub
     ) -> AsyncIterator[CameraReceipt]:
-        backoff = Backoff()
+        backoff = Backoff(longest=self._longest_wait)
         away_since: float | None = None
         while not (self._ended and self._held == 0):
             try:
@@ -163,6 +168,7 @@ class Camera:
                     )
                 async with self._changed:
                     self._unacknowledged.popleft()
+                    self._credit = response.frames_in_flight or self._limit
                     self._changed.notify_all()
                 yield _receipt(sent.frame, response)
         finally:
@@ -180,7 +186,7 @@ class Camera:
         while True:
             async with self._changed:
                 await self._changed.wait_for(
-                    lambda: self._waiting or self._ended or session != self._sessions
+                    lambda: self._may_send or self._is_done or session != self._sessions
                 )
                 if not self._waiting or session != self._sessions:
                     return
@@ -215,6 +221,14 @@ class Camera:
                 self._waiting.popleft()
             self._waiting.append(sent)
             self._changed.notify_all()
+
+    @property
+    def _may_send(self) -> bool:
+        return bool(self._waiting) and len(self._unacknowledged) < self._credit
+
+    @property
+    def _is_done(self) -> bool:
+        return self._ended and not self._waiting
 
     @property
     def _held(self) -> int:

@@ -28,6 +28,7 @@ __all__ = [
     "PictureUnreadable",
     "ProviderUnavailable",
     "SficError",
+    "StorageDamaged",
     "StorageError",
     "Unauthenticated",
     "Unavailable",
@@ -191,6 +192,13 @@ class StorageError(SficError):
     code = "STORAGE"
     grpc_status = "UNAVAILABLE"
     exit_code = 4
+
+
+class StorageDamaged(StorageError):
+    """What is stored cannot be read: a page on the disk is damaged."""
+
+    code = "STORAGE_DAMAGED"
+    grpc_status = "DATA_LOSS"
 
 
 class Unavailable(SficError):

@@ -17,7 +17,6 @@ import grpc
 import numpy as np
 import pytest
 from service_rig import (
-    codec,
     encoded_faces,
     eventually,
     other_bundle,
@@ -25,6 +24,7 @@ from service_rig import (
     spoilt,
     start_process,
 )
+from services_util import codec as shared_codec
 from services_util import running
 
 from analytics_service.records import StoredResult
@@ -32,8 +32,10 @@ from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry
 from analytics_service.service import AnalyticsService
 from analytics_service.settings import AnalyticsSettings
 from analytics_service.store import FailedFace, ResultStore, Retention
+from analytics_service.streams import Announcer, Start, follow
 from analytics_service.visits import VisitTracker
 from analytics_service.watchlists import Watchlists
+from sfic.codec import Codec
 from sfic.errors import ConfigError, FaceNotKept, InvalidInput, SficError, StorageError
 from sfic.processes import free_address
 from sfic.service.client import from_rpc_error, open_channel, sfic_errors
@@ -44,9 +46,9 @@ Response = analytics_pb2.SubscribeResultsResponse
 
 @asynccontextmanager
 async def running_analytics(
-    folder: Path, *edges: str, **settings: object
+    folder: Path, *edges: str, codec: Codec | None = None, **settings: object
 ) -> AsyncIterator[tuple[AnalyticsService, analytics_pb2_grpc.AnalyticsStub]]:
-    """A real analytics service with a client."""
+    """A real analytics service with a client. `codec`: None for that of all tests."""
     made = AnalyticsSettings.make(
         **{
             "listen": "127.0.0.1:0",
@@ -57,7 +59,7 @@ async def running_analytics(
             **settings,
         }
     )
-    service = AnalyticsService(made, codec())
+    service = AnalyticsService(made, codec or shared_codec())
     async with (
         running(service, made) as server,
         open_channel(server.address, retry=False) as channel,
@@ -102,7 +104,7 @@ async def test_result_is_what_the_codec_says_of_the_basic_layer(tmp_path: Path) 
         (face_id,) = await edge.keep([face], camera_id="door", score=0.75)
         (result,) = await read_results(stub, 1)
         lag = count(service, "sfic_analytics_lag_seconds_sum")
-    said = codec().analyze(face.basic)
+    said = shared_codec().analyze(face.basic)
     analysis = result.analysis
     assert (result.cursor, result.results_missed) == (1, 0)
     assert (analysis.face.face_id, analysis.face.camera_id) == (face_id, "door")
@@ -203,6 +205,24 @@ async def test_live_results_follow_the_kept_ones_without_a_seam(tmp_path: Path) 
             assert ids(results) == sent
 
 
+async def test_a_slow_live_subscription_is_moved_on_and_one_with_a_cursor_is_not(
+    tmp_path: Path,
+) -> None:
+    store, announcer = open_store(tmp_path / "a.sqlite"), Announcer()
+    live = follow(announcer, Start(0, None, live=True), store.page, live_backlog=100)
+    steady = follow(announcer, Start(0, None, live=False), store.page, live_backlog=100)
+    try:
+        await store.commit([stored(f"face {n}") for n in range(300)], [], {})
+        announcer.announce(300)
+        first, missed = await anext(live)
+        assert (first.cursor, missed) == (201, 200)
+        for cursor in range(1, 301):
+            entry, missed = await anext(steady)
+            assert (entry.cursor, missed) == (cursor, 0)
+    finally:
+        store.close()
+
+
 async def test_several_edges_and_an_edge_that_comes_back(tmp_path: Path) -> None:
     faces, address = encoded_faces(), free_address()
     async with (
@@ -247,7 +267,7 @@ async def test_a_face_that_cannot_be_read_is_on_record_and_stops_nothing(tmp_pat
         sent = await edge.keep([good, spoilt(good), other_bundle(good), good])
         sent += await edge.keep([replace(good, basic=b"\x41")])
         sent += await edge.keep([good], captured=1e10)
-        await edge.keep([good], model_bundle=codec().model_bundle[:4] + "0" * 12)
+        await edge.keep([good], model_bundle=shared_codec().model_bundle[:4] + "0" * 12)
         sent += await edge.keep([good])
         results = await read_results(stub, 3)
         failures = await service._store.failures()
@@ -392,7 +412,9 @@ async def test_retention_deletes_and_says_how_many_were_missed(tmp_path: Path) -
         ),
     ):
         sent = await edge.keep(faces)
-        await eventually(lambda: count(service, "sfic_analytics_results_pruned_total") == 2)
+        await eventually(
+            lambda: count(service, "sfic_analytics_results_pruned_total", reason="count") == 2
+        )
         results = await read_results(stub, 2)
         assert ids(results) == sent[2:]
         assert results[0].results_missed == 0, "who starts from nothing has missed nothing"
@@ -436,11 +458,15 @@ async def test_store_keeps_all_or_nothing(tmp_path: Path) -> None:
         assert (await store.commit([result], [], {"edge": 8})).results == []
         (second,) = (await store.commit([stored("third")], [], {"edge": 9})).results
         assert second.cursor == 2, "refused rows must leave no gap"
-        failed = [FailedFace(str(k), "edge", "PACKET", "", time.time_ns()) for k in range(5)]
+        failed = [FailedFace(str(k), "edge", "PACKET", "", time.time_ns(), "", k) for k in range(5)]
         await store.commit([], failed, {})
-        assert await store.prune(Retention(oldest=0, max_results=2)) == []
+        pruned = await store.prune(Retention(oldest=0, max_results=2, max_bytes=2**40))
+        assert (pruned.cursors, pruned.failures) == ([], 3)
         assert [failure.face_id for failure in await store.failures()] == ["3", "4"]
-        assert await store.prune(Retention(oldest=time.time_ns(), max_results=10)) == [1, 2]
+        pruned = await store.prune(
+            Retention(oldest=time.time_ns(), max_results=10, max_bytes=2**40)
+        )
+        assert pruned.cursors == [1, 2]
         assert await store.failures() == []
         assert await store.newest_cursor() == 2
     finally:

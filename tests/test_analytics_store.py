@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ async def test_forgotten_faces_leave_nothing(
     tilted = person + 0.3 * other
     made = await store.commit(
         [result("A", person, 1000), result("B", tilted, 1001, frame=1), result("C", other, 1002)],
-        [FailedFace("D", "edge", "PACKET", "", time.time_ns())],
+        [FailedFace("D", "edge", "PACKET", "", time.time_ns(), "bundle", 4)],
         {},
     )
     assert made.alerts == 2
@@ -292,6 +293,36 @@ async def test_forgotten_faces_leave_nothing(
     assert vector_bytes(other) not in path.read_bytes()
 
 
+async def test_a_database_over_its_bytes_drops_the_oldest_results(
+    tmp_path: Path, person: np.ndarray
+) -> None:
+    store, _ = open_store(tmp_path / "a.sqlite")
+
+    async def used() -> int:
+        pages, free = await store.database.read(
+            lambda c: [
+                c.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count")
+            ]
+        )
+        return int(pages - free) * 4096
+
+    try:
+        made = [result(f"face {n:04}", person, n * 60.0) for n in range(600)]
+        await store.commit(made, [], {})
+        limit = await used() // 2
+        over = Retention(oldest=0, max_results=10_000, max_bytes=2 * limit + 4096)
+        assert (await store.prune(over)).cursors == []
+        gone = (await store.prune(replace(over, max_bytes=limit))).results["bytes"]
+        assert gone == list(range(1, len(gone) + 1))
+        assert 250 < len(gone) < 400
+        assert await used() < 1.2 * limit
+        left = [row.cursor for row in await store.page(0, 2000)]
+        assert left == list(range(len(gone) + 1, 601))
+    finally:
+        store.close()
+
+
 async def test_retention_takes_visits_and_alerts_along(tmp_path: Path, person: np.ndarray) -> None:
     store, lists = open_store(tmp_path / "a.sqlite", watch=True)
     try:
@@ -300,9 +331,11 @@ async def test_retention_takes_visits_and_alerts_along(tmp_path: Path, person: n
         for k in range(4):
             await store.commit([result(f"F{k}", person, 1000 * k)], [], {})
         assert len(await lists.alerts(0, 10)) == 4
-        assert await store.prune(Retention(oldest=0, max_results=3)) == [1]
+        pruned = await store.prune(Retention(oldest=0, max_results=3, max_bytes=2**40))
+        assert pruned.cursors == pruned.results["count"] == [1]
         assert await all_ids(store) == ["F3", "F2", "F1"]
-        assert await store.prune(Retention(oldest=time.time_ns(), max_results=3)) == [2, 3, 4]
+        pruned = await store.prune(Retention(oldest=time.time_ns(), max_results=3, max_bytes=2**40))
+        assert pruned.cursors == pruned.results["age"] == [2, 3, 4]
         assert await all_ids(store) == []
         assert await lists.alerts(0, 10) == []
         assert await store.newest_cursor() == 4

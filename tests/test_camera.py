@@ -259,6 +259,23 @@ async def test_an_edge_restarted_in_the_middle_loses_no_frame(tmp_path: Path) ->
     assert camera.frames_resent >= 1
 
 
+async def test_no_more_frames_are_on_their_way_than_the_edge_gives_credit_for(
+    tmp_path: Path,
+) -> None:
+    for number in range(12):
+        (tmp_path / f"{number:02}.png").write_bytes(encode_picture(grey(number), "PNG"))
+    settings = {"frames_in_flight": 4, "total_frames_in_flight": 2}
+    async with running_edge(tmp_path / "edge", **settings) as server:
+        camera = Camera(open_source(str(tmp_path)), server.address, frames_in_flight=8)
+        on_the_way = [len(camera._unacknowledged) async for _ in camera.receipts()]
+    assert len(on_the_way) == 12
+    assert max(on_the_way[8:]) <= 2, "those sent before the first receipt have theirs by then"
+
+
+def grey(level: int) -> np.ndarray:
+    return np.full((64, 64, 3), 20 * level, np.uint8)
+
+
 async def test_a_live_source_drops_what_finds_no_room(tmp_path: Path) -> None:
     class Live(Source):
         live = True

@@ -20,6 +20,7 @@ from edge_encoder.metrics import EdgeMetrics
 from edge_encoder.store import FaceStore, FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
 from sfic.service.client import open_channel
+from sfic.service.clock import SteadyClock
 from sfic.service.server import ServiceServer
 from sfic.service.settings import ServiceSettings
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
@@ -29,6 +30,8 @@ FOREVER = {"retention_seconds": 1e9, "retention_bytes": 1 << 40}
 
 def make_store(path: Path, **options: Any) -> FaceStore:
     metrics = EdgeMetrics(CollectorRegistry())
+    if "clock" in options:
+        options["clock"] = SteadyClock(options["clock"], ticks=lambda: 0.0)
     return FaceStore(path / "edge.sqlite", metrics, **{**FOREVER, **options})
 
 
@@ -52,7 +55,7 @@ class FeedService:
         self.registry = CollectorRegistry()
         self.stopping = asyncio.Event()
         self.feed = BasicLayerFeed(
-            store, EdgeMetrics(self.registry), self.stopping, max_subscribers=100
+            store, EdgeMetrics(self.registry), self.stopping, max_subscribers=100, live_backlog=200
         )
 
     async def start(self) -> None: ...
@@ -125,6 +128,37 @@ async def test_a_slow_subscriber_learns_how_many_faces_it_missed(tmp_path: Path)
         assert received + missed == total
         assert missed > total // 4
         call.cancel()
+
+
+async def test_a_slow_live_subscriber_is_moved_on_and_one_with_a_cursor_is_not(
+    tmp_path: Path,
+) -> None:
+    """2,500 faces while neither reads; a live one may lag 200 behind."""
+    total, store = 2500, make_store(tmp_path)
+    async with feed_of(store) as stub:
+        live = stub.Subscribe(edge_pb2.SubscribeRequest(live_only=True))
+        await live.initial_metadata()
+        steady = stub.Subscribe(edge_pb2.SubscribeRequest(after_cursor=0))
+        await steady.initial_metadata()
+        for number in range(0, total, 50):
+            infos = [common_pb2.FaceInfo(face_id=new_ulid(number + n)) for n in range(50)]
+            faces = [NewFace(info, (bytes(4000), None, None)) for info in infos]
+            await store.add_frame(FrameKey("door", None, 0), faces)
+        received, missed, last = 0, 0, 0
+        while last < total:
+            message = await asyncio.wait_for(live.read(), 60)
+            assert message.cursor == last + message.faces_missed + 1, "the gap says its size"
+            received, missed, last = received + 1, missed + message.faces_missed, message.cursor
+        assert received + missed == total
+        assert missed >= 500
+        cursors = []
+        while len(cursors) < total:
+            message = await asyncio.wait_for(steady.read(), 60)
+            assert message.faces_missed == 0
+            cursors.append(message.cursor)
+        assert cursors == list(range(1, total + 1))
+        live.cancel()
+        steady.cancel()
 
 
 async def test_pages_filter_and_go_on(tmp_path: Path) -> None:

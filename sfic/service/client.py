@@ -60,7 +60,9 @@ def open_channel(
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
+        # Not a wait: the time that one attempt to connect has. A link of 300 ms each way, or a busy
+        # machine, needs more than a second.
+        ("grpc.min_reconnect_backoff_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", int(retry)),

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sfic.v1 import common_pb2 as sfic_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12sfic/v1/edge.proto\x12\x07sfic.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sfic/v1/common.proto\"\xb9\x01\n\x08RawFrame\x12(\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x18.sfic.v1.RawFrame.Format\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06pixels\x18\x04 \x01(\x0c\"T\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_RGB8\x10\x01\x12\x0f\n\x0b\x46ORMAT_BGR8\x10\x02\x12\x10\n\x0c\x46ORMAT_GRAY8\x10\x03\"\xcf\x01\n\x13StreamFramesRequest\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rame_number\x18\x02 \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\x07\x65ncoded\x18\x04 \x01(\x0cH\x00\x12 \n\x03raw\x18\x05 \x01(\x0b\x32\x11.sfic.v1.RawFrameH\x00\x12\x0c\n\x04rate\x18\x06 \x01(\r\x12\x0f\n\x07\x61ligned\x18\x07 \x01(\x08\x42\t\n\x07picture\"\x9d\x01\n\x14StreamFramesResponse\x12\x14\n\x0c\x66rame_number\x18\x01 \x01(\x04\x12 \n\x05\x66\x61\x63\x65s\x18\x02 \x03(\x0b\x32\x11.sfic.v1.FaceInfo\x12\x18\n\x10\x66\x61\x63\x65s_below_gate\x18\x03 \x01(\r\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x13.sfic.v1.FrameError\x12\x0f\n\x07\x65\x64ge_ms\x18\x05 \x01(\x02\"+\n\nFrameError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x87\x01\n\x10SubscribeRequest\x12\x12\n\ncamera_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\x04\x12\x11\n\tlive_only\x18\x03 \x01(\x08\x12\x16\n\x0emin_face_score\x18\x04 \x01(\x02\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\x0e\n\x06log_id\x18\x06 \x01(\t\"\x86\x01\n\x11SubscribeResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x1f\n\x04\x66\x61\x63\x65\x18\x02 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12\r\n\x05\x62\x61sic\x18\x03 \x01(\x0c\x12\x14\n\x0c\x66\x61\x63\x65s_missed\x18\x04 \x01(\x04\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\x0e\n\x06log_id\x18\x06 \x01(\t\"V\n\x12\x46\x65tchLayersRequest\x12\x10\n\x08\x66\x61\x63\x65_ids\x18\x01 \x03(\t\x12\x1e\n\x06layers\x18\x02 \x03(\x0e\x32\x0e.sfic.v1.Layer\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\xb6\x01\n\x13\x46\x65tchLayersResponse\x12\x30\n\x05\x66\x61\x63\x65s\x18\x01 \x03(\x0b\x32!.sfic.v1.FetchLayersResponse.Face\x1am\n\x04\x46\x61\x63\x65\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\r\n\x05\x66ound\x18\x02 \x01(\x08\x12\x1f\n\x04info\x18\x03 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12$\n\x06layers\x18\x04 \x03(\x0b\x32\x14.sfic.v1.LayerPacket\"k\n\x10\x46\x65tchKeysRequest\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\x1f\n\x07highest\x18\x02 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x14\n\x0con_behalf_of\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\"6\n\x08LayerKey\x12\x1d\n\x05layer\x18\x01 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"W\n\x11\x46\x65tchKeysResponse\x12\x1f\n\x04keys\x18\x01 \x03(\x0b\x32\x11.sfic.v1.LayerKey\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x10\n\x08grant_id\x18\x03 \x01(\t2]\n\nEdgeIngest\x12O\n\x0cStreamFrames\x12\x1c.sfic.v1.StreamFramesRequest\x1a\x1d.sfic.v1.StreamFramesResponse(\x01\x30\x01\x32V\n\x0e\x42\x61sicLayerFeed\x12\x44\n\tSubscribe\x12\x19.sfic.v1.SubscribeRequest\x1a\x1a.sfic.v1.SubscribeResponse0\x01\x32\x9a\x01\n\nLayerStore\x12H\n\x0b\x46\x65tchLayers\x12\x1b.sfic.v1.FetchLayersRequest\x1a\x1c.sfic.v1.FetchLayersResponse\x12\x42\n\tFetchKeys\x12\x19.sfic.v1.FetchKeysRequest\x1a\x1a.sfic.v1.FetchKeysResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12sfic/v1/edge.proto\x12\x07sfic.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14sfic/v1/common.proto\"\xb9\x01\n\x08RawFrame\x12(\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x18.sfic.v1.RawFrame.Format\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06pixels\x18\x04 \x01(\x0c\"T\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_RGB8\x10\x01\x12\x0f\n\x0b\x46ORMAT_BGR8\x10\x02\x12\x10\n\x0c\x46ORMAT_GRAY8\x10\x03\"\xcf\x01\n\x13StreamFramesRequest\x12\x11\n\tcamera_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rame_number\x18\x02 \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\x07\x65ncoded\x18\x04 \x01(\x0cH\x00\x12 \n\x03raw\x18\x05 \x01(\x0b\x32\x11.sfic.v1.RawFrameH\x00\x12\x0c\n\x04rate\x18\x06 \x01(\r\x12\x0f\n\x07\x61ligned\x18\x07 \x01(\x08\x42\t\n\x07picture\"\xb7\x01\n\x14StreamFramesResponse\x12\x14\n\x0c\x66rame_number\x18\x01 \x01(\x04\x12 \n\x05\x66\x61\x63\x65s\x18\x02 \x03(\x0b\x32\x11.sfic.v1.FaceInfo\x12\x18\n\x10\x66\x61\x63\x65s_below_gate\x18\x03 \x01(\r\x12\"\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x13.sfic.v1.FrameError\x12\x0f\n\x07\x65\x64ge_ms\x18\x05 \x01(\x02\x12\x18\n\x10\x66rames_in_flight\x18\x06 \x01(\r\"+\n\nFrameError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x87\x01\n\x10SubscribeRequest\x12\x12\n\ncamera_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\x04\x12\x11\n\tlive_only\x18\x03 \x01(\x08\x12\x16\n\x0emin_face_score\x18\x04 \x01(\x02\x12\x0e\n\x06sealed\x18\x05 \x01(\x08\x12\x0e\n\x06log_id\x18\x06 \x01(\t\"\x86\x01\n\x11SubscribeResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x1f\n\x04\x66\x61\x63\x65\x18\x02 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12\r\n\x05\x62\x61sic\x18\x03 \x01(\x0c\x12\x14\n\x0c\x66\x61\x63\x65s_missed\x18\x04 \x01(\x04\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\x0e\n\x06log_id\x18\x06 \x01(\t\"V\n\x12\x46\x65tchLayersRequest\x12\x10\n\x08\x66\x61\x63\x65_ids\x18\x01 \x03(\t\x12\x1e\n\x06layers\x18\x02 \x03(\x0e\x32\x0e.sfic.v1.Layer\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\xb6\x01\n\x13\x46\x65tchLayersResponse\x12\x30\n\x05\x66\x61\x63\x65s\x18\x01 \x03(\x0b\x32!.sfic.v1.FetchLayersResponse.Face\x1am\n\x04\x46\x61\x63\x65\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\r\n\x05\x66ound\x18\x02 \x01(\x08\x12\x1f\n\x04info\x18\x03 \x01(\x0b\x32\x11.sfic.v1.FaceInfo\x12$\n\x06layers\x18\x04 \x03(\x0b\x32\x14.sfic.v1.LayerPacket\"k\n\x10\x46\x65tchKeysRequest\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\x1f\n\x07highest\x18\x02 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x14\n\x0con_behalf_of\x18\x03 \x01(\t\x12\x0f\n\x07purpose\x18\x04 \x01(\t\"6\n\x08LayerKey\x12\x1d\n\x05layer\x18\x01 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"W\n\x11\x46\x65tchKeysResponse\x12\x1f\n\x04keys\x18\x01 \x03(\x0b\x32\x11.sfic.v1.LayerKey\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x10\n\x08grant_id\x18\x03 \x01(\t2]\n\nEdgeIngest\x12O\n\x0cStreamFrames\x12\x1c.sfic.v1.StreamFramesRequest\x1a\x1d.sfic.v1.StreamFramesResponse(\x01\x30\x01\x32V\n\x0e\x42\x61sicLayerFeed\x12\x44\n\tSubscribe\x12\x19.sfic.v1.SubscribeRequest\x1a\x1a.sfic.v1.SubscribeResponse0\x01\x32\x9a\x01\n\nLayerStore\x12H\n\x0b\x46\x65tchLayers\x12\x1b.sfic.v1.FetchLayersRequest\x1a\x1c.sfic.v1.FetchLayersResponse\x12\x42\n\tFetchKeys\x12\x19.sfic.v1.FetchKeysRequest\x1a\x1a.sfic.v1.FetchKeysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,29 +40,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMFRAMESREQUEST']._serialized_start=275
   _globals['_STREAMFRAMESREQUEST']._serialized_end=482
   _globals['_STREAMFRAMESRESPONSE']._serialized_start=485
-  _globals['_STREAMFRAMESRESPONSE']._serialized_end=642
-  _globals['_FRAMEERROR']._serialized_start=644
-  _globals['_FRAMEERROR']._serialized_end=687
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=690
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=825
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=828
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=962
-  _globals['_FETCHLAYERSREQUEST']._serialized_start=964
-  _globals['_FETCHLAYERSREQUEST']._serialized_end=1050
-  _globals['_FETCHLAYERSRESPONSE']._serialized_start=1053
-  _globals['_FETCHLAYERSRESPONSE']._serialized_end=1235
-  _globals['_FETCHLAYERSRESPONSE_FACE']._serialized_start=1126
-  _globals['_FETCHLAYERSRESPONSE_FACE']._serialized_end=1235
-  _globals['_FETCHKEYSREQUEST']._serialized_start=1237
-  _globals['_FETCHKEYSREQUEST']._serialized_end=1344
-  _globals['_LAYERKEY']._serialized_start=1346
-  _globals['_LAYERKEY']._serialized_end=1400
-  _globals['_FETCHKEYSRESPONSE']._serialized_start=1402
-  _globals['_FETCHKEYSRESPONSE']._serialized_end=1489
-  _globals['_EDGEINGEST']._serialized_start=1491
-  _globals['_EDGEINGEST']._serialized_end=1584
-  _globals['_BASICLAYERFEED']._serialized_start=1586
-  _globals['_BASICLAYERFEED']._serialized_end=1672
-  _globals['_LAYERSTORE']._serialized_start=1675
-  _globals['_LAYERSTORE']._serialized_end=1829
+  _globals['_STREAMFRAMESRESPONSE']._serialized_end=668
+  _globals['_FRAMEERROR']._serialized_start=670
+  _globals['_FRAMEERROR']._serialized_end=713
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=716
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=851
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=854
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=988
+  _globals['_FETCHLAYERSREQUEST']._serialized_start=990
+  _globals['_FETCHLAYERSREQUEST']._serialized_end=1076
+  _globals['_FETCHLAYERSRESPONSE']._serialized_start=1079
+  _globals['_FETCHLAYERSRESPONSE']._serialized_end=1261
+  _globals['_FETCHLAYERSRESPONSE_FACE']._serialized_start=1152
+  _globals['_FETCHLAYERSRESPONSE_FACE']._serialized_end=1261
+  _globals['_FETCHKEYSREQUEST']._serialized_start=1263
+  _globals['_FETCHKEYSREQUEST']._serialized_end=1370
+  _globals['_LAYERKEY']._serialized_start=1372
+  _globals['_LAYERKEY']._serialized_end=1426
+  _globals['_FETCHKEYSRESPONSE']._serialized_start=1428
+  _globals['_FETCHKEYSRESPONSE']._serialized_end=1515
+  _globals['_EDGEINGEST']._serialized_start=1517
+  _globals['_EDGEINGEST']._serialized_end=1610
+  _globals['_BASICLAYERFEED']._serialized_start=1612
+  _globals['_BASICLAYERFEED']._serialized_end=1698
+  _globals['_LAYERSTORE']._serialized_start=1701
+  _globals['_LAYERSTORE']._serialized_end=1855
 # @@protoc_insertion_point(module_scope)

@@ -52,18 +52,20 @@ class StreamFramesRequest(_message.Message):
     def __init__(self, camera_id: _Optional[str] = ..., frame_number: _Optional[int] = ..., capture_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawFrame, _Mapping]] = ..., rate: _Optional[int] = ..., aligned: _Optional[bool] = ...) -> None: ...
 
 class StreamFramesResponse(_message.Message):
-    __slots__ = ("frame_number", "faces", "faces_below_gate", "error", "edge_ms")
+    __slots__ = ("frame_number", "faces", "faces_below_gate", "error", "edge_ms", "frames_in_flight")
     FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
     FACES_FIELD_NUMBER: _ClassVar[int]
     FACES_BELOW_GATE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     EDGE_MS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     frame_number: int
     faces: _containers.RepeatedCompositeFieldContainer[_common_pb2.FaceInfo]
     faces_below_gate: int
     error: FrameError
     edge_ms: float
-    def __init__(self, frame_number: _Optional[int] = ..., faces: _Optional[_Iterable[_Union[_common_pb2.FaceInfo, _Mapping]]] = ..., faces_below_gate: _Optional[int] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ..., edge_ms: _Optional[float] = ...) -> None: ...
+    frames_in_flight: int
+    def __init__(self, frame_number: _Optional[int] = ..., faces: _Optional[_Iterable[_Union[_common_pb2.FaceInfo, _Mapping]]] = ..., faces_below_gate: _Optional[int] = ..., error: _Optional[_Union[FrameError, _Mapping]] = ..., edge_ms: _Optional[float] = ..., frames_in_flight: _Optional[int] = ...) -> None: ...
 
 class FrameError(_message.Message):
     __slots__ = ("code", "message")
