@@ -26,7 +26,7 @@ from sfic.service.access import AccessInterceptor
 from sfic.service.addresses import is_loopback, split_address
 from sfic.service.interceptor import ErrorInterceptor
 from sfic.service.settings import ServiceSettings
-from sfic.service.tls import server_credentials
+from sfic.service.tls import export_expiry, server_credentials
 
 __all__ = ["Service", "ServiceServer", "configure_logs", "serve"]
 
@@ -72,6 +72,8 @@ class ServiceServer:
         self.metrics_address = ""
         """host:port of the metrics page, once started; empty: none."""
         self._calls = ErrorInterceptor(service.registry)
+        if settings.tls_certificate is not None:
+            export_expiry(settings.tls_certificate, service.registry)
         self._server = grpc.aio.server(
             interceptors=(self._calls, AccessInterceptor(settings)),
             options=[
