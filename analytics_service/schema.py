@@ -145,6 +145,12 @@ _FORGETTING = """
     ALTER TABLE feeds ADD COLUMN forget_log_id TEXT NOT NULL DEFAULT '';
 """
 
+_VISITS_OF_A_BUNDLE = """
+    ALTER TABLE visits ADD COLUMN model_bundle TEXT NOT NULL DEFAULT '';
+    UPDATE visits SET model_bundle = coalesce(
+        (SELECT model_bundle FROM results WHERE face_id = best_face_id), '');
+"""
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _RESULTS,
     _add_searched_columns,
@@ -152,4 +158,5 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _WATCHLISTS,
     _WEBHOOKS,
     _FORGETTING,
+    _VISITS_OF_A_BUNDLE,
 )

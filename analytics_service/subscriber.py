@@ -29,7 +29,7 @@ from analytics_service.metrics import AnalyticsMetrics
 from analytics_service.records import StoredResult, make_result
 from analytics_service.store import Committed, FailedFace, ResultStore
 from sfic.analysis import Analysis
-from sfic.codec import Codec
+from sfic.bundles import Codecs
 from sfic.errors import ConfigError, InvalidInput, PacketError, SficError, StorageError
 from sfic.forgetting import is_meant
 from sfic.sealing import open_layer
@@ -147,7 +147,7 @@ class Worker:
 
     def __init__(
         self,
-        codec: Codec,
+        codecs: Codecs,
         executor: Executor,
         store: ResultStore,
         queue: asyncio.Queue[Arrival],
@@ -157,7 +157,7 @@ class Worker:
         kept: Callable[[Committed], None],
     ) -> None:
         """`kept` is called in the event loop with what each commit made."""
-        self._codec = codec
+        self._codecs = codecs
         self._executor = executor
         self._store = store
         self._queue = queue
@@ -188,7 +188,9 @@ class Worker:
             async for batch in self._batches():
                 with self._metrics.batch_seconds.time():
                     outcomes = await asyncio.get_running_loop().run_in_executor(
-                        self._executor, self._analyse, [arrival.basic for arrival in batch]
+                        self._executor,
+                        self._analyse,
+                        [(arrival.face.model_bundle, arrival.basic) for arrival in batch],
                     )
                     # One batch is analysed while the one before it is written.
                     if keeping is not None:
@@ -207,13 +209,13 @@ class Worker:
                 batch.append(self._queue.get_nowait())
             yield batch
 
-    def _analyse(self, basics: Sequence[bytes]) -> Sequence[Analysis | SficError]:
+    def _analyse(self, faces: Sequence[tuple[str, bytes]]) -> Sequence[Analysis | SficError]:
         try:
-            return self._codec.analyze_batch(basics)
+            return self._codecs.analyze_batch(faces)
         except Exception as error:
-            if len(basics) > 1:
+            if len(faces) > 1:
                 # One face must not take its neighbours along.
-                return [outcome for basic in basics for outcome in self._analyse([basic])]
+                return [outcome for face in faces for outcome in self._analyse([face])]
             log.exception("analysis failed")
             return [error if isinstance(error, SficError) else SficError(repr(error))]
 
@@ -226,11 +228,7 @@ class Worker:
             try:
                 if isinstance(outcome, SficError):
                     raise outcome
-                results.append(
-                    make_result(
-                        arrival.face, outcome, self._codec.model_bundle, self._min_trusted_score
-                    )
-                )
+                results.append(make_result(arrival.face, outcome, self._min_trusted_score))
             except SficError as error:
                 face_id = arrival.face.face_id
                 failures.append(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -176,6 +176,14 @@ class LayerSource:
             for packet in face.layers
             if packet.layer in _LAYER_NAMES
         }
+        if any(len(packets[name]) == size for name, size in _coded_sizes(face.info, packets)):
+            raise Unavailable(
+                f"{wanted} of face {face_id}: the edge {self._edge} is of a release before sealed"
+                " layers; upgrade it first",
+                layer=layers[0],
+                face_id=face_id,
+                edge=self._edge,
+            )
         for name, packet in packets.items():
             self._metrics.fetched_bytes.labels(name).inc(len(packet) - TAG_BYTES)
         for name in LAYERS:
@@ -202,3 +210,12 @@ class LayerSource:
     def _show_cache(self) -> None:
         self._metrics.cache_bytes.set(self._cache.bytes_used)
         self._metrics.cache_faces.set(len(self._cache))
+
+
+def _coded_sizes(
+    info: common_pb2.FaceInfo, packets: Mapping[str, bytes]
+) -> Iterator[tuple[str, int]]:
+    """Bytes that each of the layers has before it is sealed, as far as the edge told."""
+    for name, size in zip(LAYERS, info.layer_bytes, strict=False):
+        if packets.get(name):
+            yield name, size

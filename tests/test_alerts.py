@@ -1,4 +1,4 @@
-"""The alerts: their rules are valid, fire when they should, and each has its part of the runbook."""
+"""The alerts: rules that are valid, fire when they should, and have a part of the runbook each."""
 
 from __future__ import annotations
 
