@@ -67,16 +67,14 @@ async def running_analytics(edge: str, folder: Path) -> AsyncIterator[str]:
         yield server.address
 
 
-async def results_of(address: str, count: int) -> list[str]:
-    async def read() -> list[str]:
-        async with AnalyticsClient(address) as client:
-            return [result.face_id async for result in client.results(follow=False)]
+async def results_become(address: str, expected: list[str]) -> None:
+    """Returns once the log of results has these faces, in this order."""
 
     async def there() -> bool:
-        return len(await read()) == count
+        async with AnalyticsClient(address) as client:
+            return [result.face_id async for result in client.results(follow=False)] == expected
 
     await eventually(there)
-    return await read()
 
 
 async def layers_of(edge: Edge, face_ids: list[str]) -> list[list[bytes]]:
@@ -112,7 +110,7 @@ async def test_an_edge_comes_back_and_what_was_forgotten_since_does_not(tmp_path
         await forget(edge, face_ids=[first[1]])
         later = await edge.keep(faces[3:], camera_id="gate")
         async with running_analytics(edge.address, old) as analytics:
-            assert await results_of(analytics, 3) == [first[0], first[2], *later]
+            await results_become(analytics, [first[0], first[2], *later])
         before = await log_id(edge)
     # The disk of the layers is lost; audit log and master key were kept elsewhere.
     (new / "edge").mkdir()
@@ -135,8 +133,7 @@ async def test_an_edge_comes_back_and_what_was_forgotten_since_does_not(tmp_path
         # misses the new face nor keeps the old ones twice.
         shutil.copytree(old, new / "away", ignore=shutil.ignore_patterns("edge"))
         async with running_analytics(edge.address, new / "away") as analytics:
-            expected = [first[0], first[2], *later, *fresh]
-            assert await results_of(analytics, 4) == expected
+            await results_become(analytics, [first[0], first[2], *later, *fresh])
 
 
 async def test_a_backup_without_keys_shows_no_face(tmp_path: Path) -> None:
@@ -164,16 +161,16 @@ async def test_analytics_comes_back_and_reads_on(tmp_path: Path) -> None:
     async with running_edge(tmp_path / "edge") as edge:
         kept = await edge.keep(encoded_faces()[:2])
         async with running_analytics(edge.address, old) as analytics:
-            await results_of(analytics, 2)
+            await results_become(analytics, kept)
             words = ("-o", backups, "--config", settings_file(old))
             await sfic("backup", "analytics", *words)
             await forget(edge, face_ids=kept[:1])
             kept += await edge.keep(encoded_faces()[2:3])
-            await results_of(analytics, 2)
+            await results_become(analytics, kept[1:])
         (folder,) = backups.iterdir()
         await sfic("restore", "analytics", folder, "--config", settings_file(new))
         async with running_analytics(edge.address, new) as analytics:
-            assert await results_of(analytics, 2) == kept[1:]
+            await results_become(analytics, kept[1:])
 
 
 def test_a_backup_that_was_changed_or_is_of_another_service_is_refused(tmp_path: Path) -> None:
