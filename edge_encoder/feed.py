@@ -1,19 +1,22 @@
 """BasicLayerFeed: the log of faces for subscribers, with their basic layers and no other.
 
 A subscriber holds one page of the log in memory and no queue: it reads the store, and waits for
-news when it has read all. A slow one reads later and costs nothing meanwhile.
+news when it has read all. A slow one reads later and costs nothing meanwhile. Pages lately read are
+kept ready to be sent, so that many subscribers at one place in the log cost one reading.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import grpc.aio
 
 from edge_encoder.metrics import EdgeMetrics
-from edge_encoder.store import FaceStore
+from edge_encoder.store import FaceStore, LogEntry
 from edge_encoder.waiting import first_set
 from sfic.errors import InvalidInput, LimitExceeded, Unavailable
 from sfic.sealing import open_layer
@@ -23,6 +26,21 @@ __all__ = ["BasicLayerFeed"]
 
 _PAGE_FACES = 128
 _MAX_CAMERAS = 256
+_PAGES_READY = 32
+
+_PageKey: TypeAlias = tuple[int, tuple[str, ...], float, bool, int]
+
+
+@dataclass(frozen=True)
+class _ReadyPage:
+    """A page of the log as messages, which several subscribers send and nobody changes."""
+
+    responses: list[edge_pb2.SubscribeResponse]
+    batch: edge_pb2.SubscribeResponse
+    basic_bytes: int
+    next_cursor: int
+    more: bool
+    evicted_cursor: int
 
 
 class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
@@ -41,6 +59,12 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         self._stopping = stopping
         self._max_subscribers = max_subscribers
         self._subscribers = 0
+        # With the event that the next new face sets: a page that ends the log is good until then.
+        self._pages: OrderedDict[_PageKey, tuple[asyncio.Event, asyncio.Task[_ReadyPage]]] = (
+            OrderedDict()
+        )
+        # They hold keys: nothing of a face that was dropped stays.
+        store.when_dropped(self._pages.clear)
 
     async def Subscribe(
         self,
@@ -95,35 +119,79 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         missed, counting = 0, request.live_only or cursor > 0
         while not self._stopping.is_set():
             grown = self._store.grown()
-            page = await self._store.page(
-                cursor,
-                camera_ids=list(dict.fromkeys(request.camera_ids)),
-                min_face_score=request.min_face_score,
-                limit=_PAGE_FACES,
-            )
+            page = await self._page(request, cursor, log_id, grown)
             if counting and page.evicted_cursor > cursor:
                 missed += page.evicted_cursor - cursor
                 self._metrics.feed_missed.inc(page.evicted_cursor - cursor)
             counting = True
-            for entry in page.entries:
-                response = edge_pb2.SubscribeResponse(
-                    cursor=entry.cursor, face=entry.info, faces_missed=missed, log_id=log_id
-                )
-                if request.sealed:
-                    response.basic, response.key = entry.sealed, entry.key
-                else:
-                    response.basic = open_layer(
-                        entry.key, entry.sealed, entry.info.face_id, "basic"
-                    )
+            for response in _messages(page, batched=request.max_faces > 0):
+                if missed:
+                    told = edge_pb2.SubscribeResponse(faces_missed=missed)
+                    told.MergeFrom(response)
+                    response, missed = told, 0
                 yield response
-                missed = 0
-                self._metrics.feed_faces.inc()
-                self._metrics.feed_bytes.inc(len(response.basic))
                 if self._stopping.is_set():
                     return
+            self._metrics.feed_faces.inc(len(page.responses))
+            self._metrics.feed_bytes.inc(page.basic_bytes)
             cursor = page.next_cursor
             if not page.more:
                 await first_set(grown, self._stopping)
+
+    async def _page(
+        self, request: edge_pb2.SubscribeRequest, cursor: int, log_id: str, grown: asyncio.Event
+    ) -> _ReadyPage:
+        """The page behind a cursor, read and made ready once for all who ask for the same."""
+        cameras = tuple(dict.fromkeys(request.camera_ids))
+        limit = request.max_faces or _PAGE_FACES
+        key = cursor, cameras, request.min_face_score, request.sealed, limit
+        found = self._pages.get(key)
+        if found is not None:
+            as_of, task = found
+            full = task.done() and not task.exception() and task.result().more
+            if as_of is grown or full:
+                return await asyncio.shield(task)
+        task = asyncio.ensure_future(self._read_page(key, log_id))
+        self._pages[key] = grown, task
+        self._pages.move_to_end(key)
+        while len(self._pages) > _PAGES_READY:
+            self._pages.popitem(last=False)
+        try:
+            return await asyncio.shield(task)
+        except Exception:
+            self._pages.pop(key, None)
+            raise
+
+    async def _read_page(self, key: _PageKey, log_id: str) -> _ReadyPage:
+        cursor, cameras, min_face_score, sealed, limit = key
+        page = await self._store.page(
+            cursor, camera_ids=cameras, min_face_score=min_face_score, limit=limit
+        )
+        responses = [_response(entry, log_id, sealed) for entry in page.entries]
+        return _ReadyPage(
+            responses,
+            edge_pb2.SubscribeResponse(cursor=page.next_cursor, log_id=log_id, batch=responses),
+            sum(len(response.basic) for response in responses),
+            page.next_cursor,
+            page.more,
+            page.evicted_cursor,
+        )
+
+
+def _response(entry: LogEntry, log_id: str, sealed: bool) -> edge_pb2.SubscribeResponse:
+    """A face of the log, its layer sealed with its key or opened."""
+    response = edge_pb2.SubscribeResponse(cursor=entry.cursor, face=entry.info, log_id=log_id)
+    if sealed:
+        response.basic, response.key = entry.sealed, entry.key
+    else:
+        response.basic = open_layer(entry.key, entry.sealed, entry.info.face_id, "basic")
+    return response
+
+
+def _messages(page: _ReadyPage, *, batched: bool) -> list[edge_pb2.SubscribeResponse]:
+    if not batched:
+        return page.responses
+    return [page.batch] if page.responses else []
 
 
 def _check(request: edge_pb2.SubscribeRequest) -> None:
@@ -131,5 +199,7 @@ def _check(request: edge_pb2.SubscribeRequest) -> None:
         raise InvalidInput("after_cursor: must be 0 with live_only", field="after_cursor")
     if len(request.camera_ids) > _MAX_CAMERAS:
         raise InvalidInput(f"camera_ids: at most {_MAX_CAMERAS}", field="camera_ids")
+    if request.max_faces > _PAGE_FACES:
+        raise InvalidInput(f"max_faces: at most {_PAGE_FACES}", field="max_faces")
     if not 0.0 <= request.min_face_score <= 1.0:
         raise InvalidInput("min_face_score: must be 0..1", field="min_face_score")
