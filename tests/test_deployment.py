@@ -45,6 +45,46 @@ def test_compose_file_follows_the_specification() -> None:
         jsonschema.validate({**COMPOSE, "services": {"edge": {"restrat": "no"}}}, schema)
 
 
+NATS_SERVER = shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin")
+
+
+@pytest.mark.skipif(NATS_SERVER is None, reason="nats-server is not here")
+def test_the_hub_of_the_nats_profile_runs_healthy(tmp_path: Path) -> None:
+    hub = COMPOSE["services"]["nats"]
+    assert hub["profiles"] == ["nats"]
+    sfic("certs", "init", "--folder", tmp_path / "certs")
+    addresses = {"0.0.0.0:4222": free_address(), "0.0.0.0:7422": free_address()}
+    places = {"/certs": str(tmp_path / "certs"), "/data": str(tmp_path / "data"), **addresses}
+    environment = dict(os.environ)
+    for name, value in hub["environment"].items():
+        for old, new in places.items():
+            value = value.replace(old, new) if value.startswith(old) else value
+        environment[name] = value
+    page = free_address()
+    command = [
+        word.replace("/etc/nats", str(ROOT / "deploy" / "nats")) for word in hub["command"][1:]
+    ]
+    assert command[-2:] == ["-m", "8222"] and "127.0.0.1:8222" in hub["healthcheck"]["test"][-1]
+    command[-1] = page.rpartition(":")[2]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen([str(NATS_SERVER), *command], env=environment, stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            try:
+                answer = httpx.get(f"http://{page}/healthz", trust_env=False)
+            except httpx.TransportError:
+                time.sleep(0.1)
+                continue
+            if answer.json() == {"status": "ok"}:
+                break
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
 @pytest.mark.parametrize("name", COMPOSE["services"])
 def test_every_container_is_confined(name: str) -> None:
     service = COMPOSE["services"][name]

@@ -134,7 +134,7 @@ def compose_services() -> dict[str, Any]:
 def test_compose_makes_certificates_before_anything_serves(tmp_path: Path) -> None:
     """With the compose file's own command, into a folder in the place of its volume."""
     certs = compose()["services"]["certs"]
-    assert certs["restart"] == "no" and certs["volumes"] == ["certs:/certs"]
+    assert certs["restart"] == "no" and "certs:/certs" in certs["volumes"]
     arguments = [str(tmp_path) if word == "/certs" else word for word in certs["command"][1:]]
     for _ in range(2):
         subprocess.run([sys.executable, "-m", "sfic", *arguments], cwd=ROOT, check=True)
