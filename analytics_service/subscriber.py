@@ -19,7 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
@@ -35,6 +35,7 @@ from sfic.forgetting import is_meant
 from sfic.sealing import open_layer
 from sfic.service.client import Backoff, from_rpc_error, open_channel
 from sfic.service.identity import Identity
+from sfic.service.tracing import note_span
 from sfic.v1 import common_pb2, control_pb2, edge_pb2, edge_pb2_grpc
 
 __all__ = ["Arrival", "EdgeFeed", "Worker"]
@@ -53,6 +54,8 @@ class Arrival:
     face: common_pb2.FaceInfo
     basic: bytes
     log_id: str = ""
+    received: int = field(default_factory=time.time_ns)
+    """Unix nanoseconds."""
 
 
 class EdgeFeed:
@@ -272,6 +275,15 @@ class Worker:
             face_id = arrival.face.face_id
             outcome = failed.get(face_id) or ("OK" if face_id in fresh else "REPEATED")
             self._metrics.faces.labels(arrival.edge, outcome).inc()
+            note_span(
+                "analytics.face",
+                arrival.face.trace_context,
+                arrival.received,
+                time.time_ns(),
+                face_id=face_id,
+                camera_id=arrival.face.camera_id,
+                outcome=outcome,
+            )
             if outcome == "OK":
                 if not fresh[face_id]:
                     self._metrics.faces_unknown.labels(arrival.edge).inc()

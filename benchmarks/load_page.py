@@ -181,9 +181,10 @@ def _bytes(wire: dict[str, float]) -> list[str]:
     return [
         "## Bytes a day and site",
         f"A basic layer takes {wire['basic_batches']:.0f} bytes of TCP with its key, its"
-        f" description and HTTP/2 ({wire['basic_one_face_a_message']:.0f} in a message of its own), middle and"
-        f" enhanced together {wire['higher_layers']:.0f}; without TLS. Assumed: a substream has"
-        f" {RTSP_BITS / 1e3:.0f} kbit/s, and {Habit.looked_at:.0%} of the faces are reconstructed.",
+        f" description and HTTP/2 ({wire['basic_one_face_a_message']:.0f} in a message of its own),"
+        f" middle and enhanced together {wire['higher_layers']:.0f}; without TLS. Assumed: a"
+        f" substream has {RTSP_BITS / 1e3:.0f} kbit/s, and {Habit.looked_at:.0%} of the faces are"
+        " reconstructed.",
         markdown_table(["faces a day", "sfic", "two RTSP substreams", "less"], lines),
     ]
 

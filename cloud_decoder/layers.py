@@ -24,6 +24,7 @@ from sfic.errors import AccessDenied, FaceNotKept, LayerMissing, SficError, Unav
 from sfic.layers import LAYERS, up_to
 from sfic.sealing import TAG_BYTES, open_layer
 from sfic.service.client import from_rpc_error
+from sfic.service.tracing import call_metadata
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
 
 __all__ = ["LAYER_NUMBERS", "Fetched", "LayerKeys", "LayerSource"]
@@ -124,7 +125,9 @@ class LayerSource:
             purpose=purpose,
         )
         try:
-            answer = await self._stub.FetchKeys(request, timeout=self._timeout)
+            answer = await self._stub.FetchKeys(
+                request, timeout=self._timeout, metadata=call_metadata()
+            )
         except grpc.RpcError as rpc_error:
             raise self._explained(rpc_error, "keys", LAYERS[0], face_id) from rpc_error
         keys = {_LAYER_NAMES[each.layer]: each.key for each in answer.keys}
@@ -161,6 +164,7 @@ class LayerSource:
                         sealed=True,
                     ),
                     timeout=self._timeout,
+                    metadata=call_metadata(),
                 )
         except grpc.RpcError as rpc_error:
             raise self._explained(rpc_error, wanted, layers[0], face_id) from rpc_error

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from cloud_decoder.cache import CachedFace
@@ -32,9 +33,12 @@ from sfic.face import EncodedFace
 from sfic.layers import as_layer, up_to
 from sfic.pictures import PictureLimits, read_picture
 from sfic.sealing import TAG_BYTES
+from sfic.service.tracing import span
 from sfic.v1 import common_pb2, decoder_pb2
 
 __all__ = ["Painter", "Wanted", "read_request", "reconstruct"]
+
+log = structlog.get_logger(__name__)
 
 MAX_PURPOSE = 200
 MAX_ON_BEHALF_OF = 100
@@ -233,9 +237,19 @@ async def reconstruct(
             if position + 1 < len(wanted.levels):
                 fetching = _fetch(source, wanted, wanted.levels[position + 1], face)
             try:
-                painted = await asyncio.get_running_loop().run_in_executor(
-                    pool, painter.paint, codec, face, keys, level, wanted, time.perf_counter()
-                )
+                # In the trace of the face's own frame, linked to that of who asks.
+                with span("decoder.picture", face.info.trace_context, level=level):
+                    painted = await asyncio.get_running_loop().run_in_executor(
+                        pool, painter.paint, codec, face, keys, level, wanted, time.perf_counter()
+                    )
+                    log.debug(
+                        "picture made",
+                        face_id=wanted.face_id,
+                        camera_id=face.info.camera_id,
+                        level=level,
+                        decode_ms=round(painted.decode_ms, 1),
+                        synthesis_ms=round(painted.synthesis_ms, 1),
+                    )
             except AccessDenied:
                 raise
             except SficError as error:

@@ -26,6 +26,7 @@ from sfic.pictures import PictureLimits
 from sfic.service.access import current_caller
 from sfic.service.client import open_channel
 from sfic.service.server import serve
+from sfic.service.tracing import called_in, span
 from sfic.v1 import common_pb2, control_pb2, decoder_pb2, decoder_pb2_grpc
 
 __all__ = ["DecoderService", "run"]
@@ -111,22 +112,23 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
         pictures = None
         caller = current_caller().name
         try:
-            wanted = await asyncio.to_thread(
-                read_request, request, self._limits, self._codec.sizes, caller
-            )
-            log.info(
-                "reconstruction asked for",
-                face_id=wanted.face_id,
-                highest=wanted.levels[-1],
-                size=wanted.size,
-                purpose=wanted.purpose,
-                caller=caller,
-                peer=context.peer(),
-            )
-            pictures = reconstruct(wanted, self._source, self._painter, self._pool)
-            async for response in pictures:
-                self._metrics.pictures.labels(_name(response.level)).inc()
-                yield response
+            with span("decoder.reconstruct", called_in(context), face_id=request.face_id[:64]):
+                wanted = await asyncio.to_thread(
+                    read_request, request, self._limits, self._codec.sizes, caller
+                )
+                log.info(
+                    "reconstruction asked for",
+                    face_id=wanted.face_id,
+                    highest=wanted.levels[-1],
+                    size=wanted.size,
+                    purpose=wanted.purpose,
+                    caller=caller,
+                    peer=context.peer(),
+                )
+                pictures = reconstruct(wanted, self._source, self._painter, self._pool)
+                async for response in pictures:
+                    self._metrics.pictures.labels(_name(response.level)).inc()
+                    yield response
         finally:
             self._requests -= 1
             self._metrics.requests.set(self._requests)

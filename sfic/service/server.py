@@ -27,6 +27,7 @@ from sfic.service.addresses import is_loopback, split_address
 from sfic.service.interceptor import ErrorInterceptor
 from sfic.service.settings import ServiceSettings
 from sfic.service.tls import export_expiry, server_credentials
+from sfic.service.tracing import start_tracing
 
 __all__ = ["Service", "ServiceServer", "configure_logs", "serve"]
 
@@ -238,7 +239,10 @@ def serve(
         await server.stop()
 
     configure_logs(settings)
-    asyncio.run(main())
+    with contextlib.ExitStack() as stack:
+        if settings.otlp_endpoint:
+            stack.callback(start_tracing(settings.service, settings.otlp_endpoint))
+        asyncio.run(main())
 
 
 def configure_logs(settings: ServiceSettings) -> None:
