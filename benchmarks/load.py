@@ -11,7 +11,8 @@ cameras      frames a second through an edge, against the codec alone in a loop
 faces        time of one fetch with so many faces kept, against the same with the fewest
 bytes        of a face on the wire, against two RTSP substreams of a recorder
 
-Writes results/load.json and docs/figures/load.md with its plots.
+Writes results/load.json and docs/figures/load.md with its plots. `--parts` measures some of it anew
+and leaves the rest as it was; the file names the command of each part.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import random
 import statistics
 import subprocess
@@ -39,7 +41,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks import analytics_throughput
 from benchmarks.analytics_throughput import processor_seconds, service
 from benchmarks.load_page import write_page
-from benchmarks.report import DOCS, RESULTS, write_result
+from benchmarks.report import DOCS, RESULTS, command, write_result
 from edge_encoder.metrics import EdgeMetrics
 from edge_encoder.store import FaceStore, FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
@@ -476,10 +478,14 @@ def main() -> None:
     if args.plain:
         asyncio.run(serve_plain(args.plain))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = asyncio.run(run(args, Path(folder)))
-    print(write_result("load", figures, args.results))
-    if set(args.parts) == set(parts):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        measured = asyncio.run(run(args, Path(folder)))
+    last = args.results / "load.json"
+    known = json.loads(last.read_text())["figures"] if last.exists() else {}
+    commands = {**known.pop("commands", {}), **dict.fromkeys(measured, command())}
+    figures = {**known, **measured}
+    print(write_result("load", {**figures, "commands": commands}, args.results))
+    if set(figures) == set(parts):
         print(write_page(figures, args.docs))
 
 
