@@ -126,8 +126,9 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
             counting = True
             for response in _messages(page, batched=request.max_faces > 0):
                 if missed:
-                    told = edge_pb2.SubscribeResponse(faces_missed=missed)
-                    told.MergeFrom(response)
+                    told = edge_pb2.SubscribeResponse()
+                    told.CopyFrom(response)
+                    told.faces_missed += missed
                     response, missed = told, 0
                 yield response
                 if self._stopping.is_set():
