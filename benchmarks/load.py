@@ -420,17 +420,19 @@ async def measure_bytes(folder: Path, codec: Codec) -> dict[str, Any]:
         for name, max_faces in (("one_face_a_message", 0), ("batches", AT_ONCE)):
             async with CountingProxy(address) as proxy, open_channel(proxy.address) as channel:
                 request = edge_pb2.SubscribeRequest(sealed=True, max_faces=max_faces)
-                call, seen = edge_pb2_grpc.BasicLayerFeedStub(channel).Subscribe(request), 0
+                stub = edge_pb2_grpc.BasicLayerFeedStub(channel)
+                call, seen = stub.Subscribe(request, wait_for_ready=True), 0
                 while seen < len(ids):
                     seen += len((await call.read()).batch) or 1
                 found[f"basic_{name}"] = round(proxy.received / seen, 1)
                 call.cancel()
         async with CountingProxy(address) as proxy, open_channel(proxy.address) as channel:
             higher = [common_pb2.LAYER_MIDDLE, common_pb2.LAYER_ENHANCED]
-            stub = edge_pb2_grpc.LayerStoreStub(channel)
+            layers = edge_pb2_grpc.LayerStoreStub(channel)
             for face_id in ids[:200]:
-                await stub.FetchLayers(
-                    edge_pb2.FetchLayersRequest(face_ids=[face_id], layers=higher, sealed=True)
+                await layers.FetchLayers(
+                    edge_pb2.FetchLayersRequest(face_ids=[face_id], layers=higher, sealed=True),
+                    wait_for_ready=True,
                 )
             found["higher_layers"] = round(proxy.received / 200, 1)
     print(f"bytes of a face on the wire: {found}")
