@@ -1,4 +1,4 @@
-# One image for each service: docker build --build-arg SERVICE=edge|analytics|decoder .
+# One image for each service: docker build --build-arg SERVICE=edge|analytics|decoder|console .
 # GPU: --build-arg EXTRA=gpu (x86-64; needs the NVIDIA container toolkit on the host).
 ARG PYTHON=3.12
 

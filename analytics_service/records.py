@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analytics_service.search import IndexEntry
 from analytics_service.visits import Sighting
 from sfic.analysis import Analysis
-from sfic.errors import BundleMismatch, InvalidInput
+from sfic.errors import InvalidInput
 from sfic.v1 import analytics_pb2, common_pb2
 
 __all__ = ["StoredResult", "make_result", "stored_vector", "vector_bytes"]
@@ -73,6 +73,7 @@ class StoredResult:
             frame_number=self.face().frame_number,
             face_score=self.face_score,
             embedding=self.vector(),
+            model_bundle=self.model_bundle,
         )
 
     def index_entry(self, model_bundle: str) -> IndexEntry:
@@ -93,24 +94,17 @@ class StoredResult:
 def make_result(
     face: common_pb2.FaceInfo,
     analysis: Analysis,
-    model_bundle: str,
     lowest_score: float,
     now: int,
     keep_parsing: bool = False,
 ) -> StoredResult:
-    """A new result, made at `now` (Unix ns) with `model_bundle` and not kept yet.
+    """A new result, made at `now` (Unix ns), not kept yet; `analysis` is by the face's own bundle.
 
     A face whose score, the edge's or the one read from its basic layer, is under `lowest_score` is
     unknown: nothing that was read from it is kept. `keep_parsing`: the parsing map is part of the
-    result, not only what its classes cover. Raises `BundleMismatch` for a face of another
-    bundle whose packet was decoded only because the two bytes of the bundle's hash in it agree,
-    `InvalidInput` for a capture time that no clock shows.
+    result, not only what its classes cover. Raises `InvalidInput` for a capture time that no clock
+    shows.
     """
-    if face.model_bundle != model_bundle:
-        raise BundleMismatch(
-            f"face was coded with model bundle {face.model_bundle}, the one loaded is"
-            f" {model_bundle}"
-        )
     if not 0 <= face.capture_time.seconds < _LAST_SECOND:
         raise InvalidInput(f"capture time of {face.capture_time.seconds} s is out of range")
     known = min(face.face_score, analysis.face_score.value) >= lowest_score
@@ -133,7 +127,7 @@ def make_result(
         camera_id=face.camera_id,
         captured=face.capture_time.ToNanoseconds(),
         face_score=face.face_score,
-        model_bundle=model_bundle,
+        model_bundle=face.model_bundle,
         age=analysis.age.value if known else None,
         gender=analysis.gender.value if known else None,
         smile=analysis.smile.value if known else None,

@@ -151,6 +151,12 @@ _FAILED_BUNDLES = """
     ALTER TABLE failures ADD COLUMN edge_cursor INTEGER NOT NULL DEFAULT 0;
 """
 
+_VISITS_OF_A_BUNDLE = """
+    ALTER TABLE visits ADD COLUMN model_bundle TEXT NOT NULL DEFAULT '';
+    UPDATE visits SET model_bundle = coalesce(
+        (SELECT model_bundle FROM results WHERE face_id = best_face_id), '');
+"""
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _RESULTS,
     _add_searched_columns,
@@ -159,4 +165,5 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _WEBHOOKS,
     _FORGETTING,
     _FAILED_BUNDLES,
+    _VISITS_OF_A_BUNDLE,
 )

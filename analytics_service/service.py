@@ -29,6 +29,7 @@ from analytics_service.subscriber import Arrival, EdgeFeed, Worker
 from analytics_service.visits import VisitTracker
 from analytics_service.watchlists import Watchlists, WatchlistStore
 from analytics_service.webhooks import HookStore, Page, Webhook, load_secret
+from sfic.bundles import Codecs
 from sfic.codec import Codec
 from sfic.errors import StorageError
 from sfic.forgetting import follow_forgotten
@@ -82,8 +83,9 @@ class AnalyticsService:
         """Loads the codec and what is kept, then follows the edges, also those still away."""
         settings = self.settings
         loop = asyncio.get_running_loop()
-        self._codec = await loop.run_in_executor(self._analysis, self._load_codec)
-        log.info("codec loaded", model_bundle=self._codec.model_bundle)
+        codecs = await loop.run_in_executor(self._analysis, self._load_codecs)
+        self._codecs, self._codec = codecs, codecs.own
+        log.info("codecs loaded", model_bundles=codecs.bundles)
         self._index = FaceIndex(settings.exact_faces)
         visits = VisitTracker(settings.visit_gap_seconds, self._visit_similarity())
         watchlists = Watchlists(self._codec.model_bundle, enabled=settings.watchlists)
@@ -181,7 +183,7 @@ class AnalyticsService:
             )
             self._keep_running(feed.run())
         self._worker = worker = Worker(
-            self._codec,
+            self._codecs,
             self._analysis,
             self._store,
             self._queue,
@@ -217,16 +219,19 @@ class AnalyticsService:
         for hook in hooks:
             self._keep_running(hook.run())
 
-    def _load_codec(self) -> Codec:
+    def _load_codecs(self) -> Codecs:
         settings = self.settings
-        codec = self._loaded or Codec.load(
-            settings.bundle, provider=settings.provider, threads=settings.threads
+        codecs = Codecs.load(
+            self._loaded or settings.bundle,
+            settings.second_bundle,
+            provider=settings.provider,
+            threads=settings.threads,
         )
-        codec.warm_up("analyze")
+        codecs.warm_up("analyze")
         if settings.provider == "cuda":
             # Asking loads the generator, which analytics does not need: only to find out.
-            log.info("provider is there", provider=codec.provider)
-        return codec
+            log.info("provider is there", provider=codecs.own.provider)
+        return codecs
 
     async def _load_index(self) -> None:
         started, at = time.perf_counter(), 0

@@ -184,6 +184,12 @@ class AnalyticsSettings(EdgeClientSettings):
     bundle: Path | None = Field(
         None, title="Model bundle", description="Unset: the one that ships with the package."
     )
+    second_bundle: Path | None = Field(
+        None,
+        title="Second model bundle that faces may be of",
+        description="During a change of bundles; see docs/runbook.md. Faces of it are analysed, "
+        "and not compared with those of `bundle`.",
+    )
 
     @field_validator("edges")
     @classmethod

@@ -19,7 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
@@ -29,18 +29,21 @@ from analytics_service.metrics import AnalyticsMetrics
 from analytics_service.records import StoredResult, make_result
 from analytics_service.store import Committed, FailedFace, ResultStore
 from sfic.analysis import Analysis
-from sfic.codec import Codec
+from sfic.bundles import Codecs
 from sfic.errors import ConfigError, InvalidInput, PacketError, SficError, StorageError
 from sfic.forgetting import is_meant
 from sfic.sealing import open_layer
 from sfic.service.client import Backoff, from_rpc_error, open_channel
 from sfic.service.clock import SteadyClock
 from sfic.service.identity import Identity
+from sfic.service.tracing import note_span
 from sfic.v1 import common_pb2, control_pb2, edge_pb2, edge_pb2_grpc
 
 __all__ = ["Arrival", "EdgeFeed", "Worker"]
 
 log = structlog.get_logger(__name__)
+
+_FACES_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Arrival:
     face: common_pb2.FaceInfo
     basic: bytes
     log_id: str = ""
+    received: int = field(default_factory=time.time_ns)
+    """Unix nanoseconds."""
 
 
 class EdgeFeed:
@@ -110,7 +115,7 @@ class EdgeFeed:
             request = edge_pb2.SubscribeRequest()
             request.CopyFrom(self._request)
             request.after_cursor, request.log_id = self._cursor, self._log_id
-            request.sealed = True
+            request.sealed, request.max_faces = True, _FACES_AT_ONCE
             call = edge_pb2_grpc.BasicLayerFeedStub(channel).Subscribe(request)
             await call.wait_for_connection()
             log.info("feed open", edge=self._edge, after_cursor=self._cursor)
@@ -120,15 +125,11 @@ class EdgeFeed:
                 if response.faces_missed:
                     self._metrics.faces_missed.labels(self._edge).inc(response.faces_missed)
                     log.warning("faces missed", edge=self._edge, faces=response.faces_missed)
-                await self._queue.put(
-                    Arrival(
-                        self._edge,
-                        response.cursor,
-                        response.face,
-                        _opened(response),
-                        response.log_id,
+                # An edge of the release before batches sends each face in a message of its own.
+                for each in response.batch or (response,):
+                    await self._queue.put(
+                        Arrival(self._edge, each.cursor, each.face, _opened(each), response.log_id)
                     )
-                )
                 self._cursor, self._log_id = response.cursor, response.log_id
 
 
@@ -148,7 +149,7 @@ class Worker:
 
     def __init__(
         self,
-        codec: Codec,
+        codecs: Codecs,
         executor: Executor,
         store: ResultStore,
         queue: asyncio.Queue[Arrival],
@@ -160,7 +161,7 @@ class Worker:
         clock: SteadyClock,
     ) -> None:
         """`kept` is called in the event loop with what each commit made; `clock` dates results."""
-        self._codec = codec
+        self._codecs = codecs
         self._executor = executor
         self._store = store
         self._queue = queue
@@ -193,7 +194,9 @@ class Worker:
             async for batch in self._batches():
                 with self._metrics.batch_seconds.time():
                     outcomes = await asyncio.get_running_loop().run_in_executor(
-                        self._executor, self._analyse, [arrival.basic for arrival in batch]
+                        self._executor,
+                        self._analyse,
+                        [(arrival.face.model_bundle, arrival.basic) for arrival in batch],
                     )
                     # One batch is analysed while the one before it is written.
                     if keeping is not None:
@@ -212,13 +215,13 @@ class Worker:
                 batch.append(self._queue.get_nowait())
             yield batch
 
-    def _analyse(self, basics: Sequence[bytes]) -> Sequence[Analysis | SficError]:
+    def _analyse(self, faces: Sequence[tuple[str, bytes]]) -> Sequence[Analysis | SficError]:
         try:
-            return self._codec.analyze_batch(basics)
+            return self._codecs.analyze_batch(faces)
         except Exception as error:
-            if len(basics) > 1:
+            if len(faces) > 1:
                 # One face must not take its neighbours along.
-                return [outcome for basic in basics for outcome in self._analyse([basic])]
+                return [outcome for face in faces for outcome in self._analyse([face])]
             log.exception("analysis failed")
             return [error if isinstance(error, SficError) else SficError(repr(error))]
 
@@ -232,16 +235,10 @@ class Worker:
             try:
                 if isinstance(outcome, SficError):
                     raise outcome
-                results.append(
-                    make_result(
-                        arrival.face,
-                        outcome,
-                        self._codec.model_bundle,
-                        self._min_trusted_score,
-                        now,
-                        self._keep_parsing,
-                    )
+                made = make_result(
+                    arrival.face, outcome, self._min_trusted_score, now, self._keep_parsing
                 )
+                results.append(made)
             except SficError as error:
                 failures.append(
                     FailedFace(
@@ -294,6 +291,15 @@ class Worker:
             face_id = arrival.face.face_id
             outcome = failed.get(face_id) or ("OK" if face_id in fresh else "REPEATED")
             self._metrics.faces.labels(arrival.edge, outcome).inc()
+            note_span(
+                "analytics.face",
+                arrival.face.trace_context,
+                arrival.received,
+                time.time_ns(),
+                face_id=face_id,
+                camera_id=arrival.face.camera_id,
+                outcome=outcome,
+            )
             if outcome == "OK":
                 if not fresh[face_id]:
                     self._metrics.faces_unknown.labels(arrival.edge).inc()

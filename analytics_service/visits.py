@@ -33,6 +33,8 @@ class Sighting:
     frame_number: int
     face_score: float
     embedding: NDArray[np.float32]
+    model_bundle: str
+    """Embeddings of two bundles cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Visit:
     faces: int
     best_face_id: str
     best_score: float
+    model_bundle: str
     total: NDArray[np.float32]
 
     def joined_by(self, face: Sighting, cursor: int) -> Visit:
@@ -80,6 +83,7 @@ class Visit:
             faces=1,
             best_face_id=face.face_id,
             best_score=face.face_score,
+            model_bundle=face.model_bundle,
             total=face.embedding,
         )
 
@@ -110,7 +114,7 @@ class VisitPlan:
             for visit in sorted(open_visits.values(), key=lambda visit: -visit.newest)
             if visit.first - gap <= face.captured <= visit.last + gap
             and (visit.last, visit.last_frame) != (face.captured, face.frame_number)
-            and len(visit.total) == len(face.embedding)
+            and visit.model_bundle == face.model_bundle
         ]
         if not near:
             return None

@@ -101,7 +101,7 @@ class Watchlists:
 
     def raise_alerts(self, connection: sqlite3.Connection, results: Sequence[StoredResult]) -> int:
         """Keeps an alert for each new pair of entry and visit; how many."""
-        comparable = [result for result in results if result.embedding]
+        comparable = [r for r in results if r.embedding and r.model_bundle == self.model_bundle]
         if not self.enabled or not comparable:
             return 0
         if self._loaded is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -24,6 +24,7 @@ from sfic.errors import AccessDenied, FaceNotKept, LayerMissing, SficError, Unav
 from sfic.layers import LAYERS, up_to
 from sfic.sealing import TAG_BYTES, open_layer
 from sfic.service.client import from_rpc_error
+from sfic.service.tracing import call_metadata
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
 
 __all__ = ["LAYER_NUMBERS", "Fetched", "LayerKeys", "LayerSource"]
@@ -124,7 +125,9 @@ class LayerSource:
             purpose=purpose,
         )
         try:
-            answer = await self._stub.FetchKeys(request, timeout=self._timeout)
+            answer = await self._stub.FetchKeys(
+                request, timeout=self._timeout, metadata=call_metadata()
+            )
         except grpc.RpcError as rpc_error:
             raise self._explained(rpc_error, "keys", LAYERS[0], face_id) from rpc_error
         keys = {_LAYER_NAMES[each.layer]: each.key for each in answer.keys}
@@ -161,6 +164,7 @@ class LayerSource:
                         sealed=True,
                     ),
                     timeout=self._timeout,
+                    metadata=call_metadata(),
                 )
         except grpc.RpcError as rpc_error:
             raise self._explained(rpc_error, wanted, layers[0], face_id) from rpc_error
@@ -176,6 +180,14 @@ class LayerSource:
             for packet in face.layers
             if packet.layer in _LAYER_NAMES
         }
+        if any(len(packets[name]) == size for name, size in _coded_sizes(face.info, packets)):
+            raise Unavailable(
+                f"{wanted} of face {face_id}: the edge {self._edge} is of a release before sealed"
+                " layers; upgrade it first",
+                layer=layers[0],
+                face_id=face_id,
+                edge=self._edge,
+            )
         for name, packet in packets.items():
             self._metrics.fetched_bytes.labels(name).inc(len(packet) - TAG_BYTES)
         for name in LAYERS:
@@ -202,3 +214,12 @@ class LayerSource:
     def _show_cache(self) -> None:
         self._metrics.cache_bytes.set(self._cache.bytes_used)
         self._metrics.cache_faces.set(len(self._cache))
+
+
+def _coded_sizes(
+    info: common_pb2.FaceInfo, packets: Mapping[str, bytes]
+) -> Iterator[tuple[str, int]]:
+    """Bytes that each of the layers has before it is sealed, as far as the edge told."""
+    for name, size in zip(LAYERS, info.layer_bytes, strict=False):
+        if packets.get(name):
+            yield name, size

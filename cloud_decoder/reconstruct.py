@@ -19,21 +19,26 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from cloud_decoder.cache import CachedFace
 from cloud_decoder.layers import LAYER_NUMBERS, Fetched, LayerKeys, LayerSource
 from cloud_decoder.metrics import DecoderMetrics
 from sfic.alignment import Placement, paste_back
+from sfic.bundles import Codecs
 from sfic.codec import Codec
-from sfic.errors import AccessDenied, BundleMismatch, InvalidInput, SficError
+from sfic.errors import AccessDenied, InvalidInput, SficError
 from sfic.face import EncodedFace
 from sfic.layers import as_layer, up_to
 from sfic.pictures import PictureLimits, read_picture
 from sfic.sealing import TAG_BYTES
+from sfic.service.tracing import span
 from sfic.v1 import common_pb2, decoder_pb2
 
 __all__ = ["Painter", "Wanted", "read_request", "reconstruct"]
+
+log = structlog.get_logger(__name__)
 
 MAX_PURPOSE = 200
 MAX_ON_BEHALF_OF = 100
@@ -116,15 +121,36 @@ class Painter:
     """Makes pictures of faces, in the calling thread."""
 
     def __init__(
-        self, codec: Codec, metrics: DecoderMetrics, limits: PictureLimits, jpeg_quality: int
+        self, codecs: Codecs, metrics: DecoderMetrics, limits: PictureLimits, jpeg_quality: int
     ) -> None:
-        self.codec = codec
+        self._codecs = codecs
         self._metrics = metrics
         self._limits = limits
         self._jpeg_quality = jpeg_quality
 
+    def codec_of(self, info: common_pb2.FaceInfo, size: int) -> Codec:
+        """The codec that makes the face's picture.
+
+        Raises `BundleMismatch`, and `InvalidInput` for a size that only the other bundle makes.
+        """
+        codec = self._codecs.of(info.model_bundle or self._codecs.own.model_bundle)
+        if size not in codec.sizes:
+            choice = ", ".join(map(str, codec.sizes))
+            raise InvalidInput(
+                f"size {size}: must be one of {choice} for a face of model bundle"
+                f" {codec.model_bundle}",
+                field="size",
+            )
+        return codec
+
     def paint(
-        self, face: CachedFace, keys: LayerKeys, level: str, wanted: Wanted, asked: float
+        self,
+        codec: Codec,
+        face: CachedFace,
+        keys: LayerKeys,
+        level: str,
+        wanted: Wanted,
+        asked: float,
     ) -> Painted:
         """The picture of one level. `asked`: when it was queued, by `time.perf_counter`.
 
@@ -136,10 +162,10 @@ class Painter:
         target = self._frame_for(face.info, wanted) if wanted.paste_back else None
         packets = keys.open(face.layers, level)
         encoded = EncodedFace(packets["basic"], packets.get("middle"), packets.get("enhanced"))
-        symbols, rate = self.codec.decode_symbols(encoded, level)
+        symbols, rate = codec.decode_symbols(encoded, level)
         decoded = time.perf_counter()
         layer = as_layer(level)
-        pixels = self.codec.synthesise(symbols, rate, layer, wanted.size)  # [size, size, 3]
+        pixels = codec.synthesise(symbols, rate, layer, wanted.size)  # [size, size, 3]
         done = time.perf_counter()
         self._metrics.synthesis_seconds.labels(level, wanted.size).observe(done - start)
         frame = None if target is None else paste_back(target[0], pixels, target[1])
@@ -206,14 +232,24 @@ async def reconstruct(
             fetched = await fetching
             face = fetched.face
             fetched_bytes += fetched.fetched_bytes
-            _check_bundle(face.info, painter.codec.model_bundle)
+            codec = painter.codec_of(face.info, wanted.size)
             keys = await asking
             if position + 1 < len(wanted.levels):
                 fetching = _fetch(source, wanted, wanted.levels[position + 1], face)
             try:
-                painted = await asyncio.get_running_loop().run_in_executor(
-                    pool, painter.paint, face, keys, level, wanted, time.perf_counter()
-                )
+                # In the trace of the face's own frame, linked to that of who asks.
+                with span("decoder.picture", face.info.trace_context, level=level):
+                    painted = await asyncio.get_running_loop().run_in_executor(
+                        pool, painter.paint, codec, face, keys, level, wanted, time.perf_counter()
+                    )
+                    log.debug(
+                        "picture made",
+                        face_id=wanted.face_id,
+                        camera_id=face.info.camera_id,
+                        level=level,
+                        decode_ms=round(painted.decode_ms, 1),
+                        synthesis_ms=round(painted.synthesis_ms, 1),
+                    )
             except AccessDenied:
                 raise
             except SficError as error:
@@ -237,7 +273,7 @@ async def reconstruct(
                 frame=painted.frame,
                 frame_width=painted.frame_width,
                 frame_height=painted.frame_height,
-                provider=painter.codec.provider,
+                provider=codec.provider,
             )
     finally:
         fetching.cancel()
@@ -250,13 +286,3 @@ def _fetch(
     source: LayerSource, wanted: Wanted, level: str, known: CachedFace | None
 ) -> asyncio.Task[Fetched]:
     return asyncio.ensure_future(source.get(wanted.face_id, up_to(level), known))
-
-
-def _check_bundle(info: common_pb2.FaceInfo, loaded: str) -> None:
-    if info.model_bundle and info.model_bundle != loaded:
-        raise BundleMismatch(
-            f"face {info.face_id} was coded with model bundle {info.model_bundle}, "
-            f"this decoder holds {loaded}",
-            face_bundle=info.model_bundle,
-            loaded_bundle=loaded,
-        )

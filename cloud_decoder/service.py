@@ -18,6 +18,7 @@ from cloud_decoder.layers import LayerSource
 from cloud_decoder.metrics import DecoderMetrics
 from cloud_decoder.reconstruct import Painter, read_request, reconstruct
 from cloud_decoder.settings import DecoderSettings
+from sfic.bundles import Codecs
 from sfic.codec import Codec
 from sfic.errors import LimitExceeded
 from sfic.forgetting import follow_forgotten, is_meant
@@ -25,6 +26,7 @@ from sfic.pictures import PictureLimits
 from sfic.service.access import current_caller
 from sfic.service.client import open_channel
 from sfic.service.server import serve
+from sfic.service.tracing import called_in, span
 from sfic.v1 import common_pb2, control_pb2, decoder_pb2, decoder_pb2_grpc
 
 __all__ = ["DecoderService", "run"]
@@ -55,8 +57,9 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
     async def start(self) -> None:
         """Load the codec and warm it up; the edge may still be away."""
         settings = self.settings
-        self._codec = await asyncio.get_running_loop().run_in_executor(self._pool, self._load_codec)
-        self._painter = Painter(self._codec, self._metrics, self._limits, settings.jpeg_quality)
+        codecs = await asyncio.get_running_loop().run_in_executor(self._pool, self._load_codecs)
+        self._codec = codecs.own
+        self._painter = Painter(codecs, self._metrics, self._limits, settings.jpeg_quality)
         self._channel = open_channel(settings.edge, identity=settings.edge_identity())
         self._source = LayerSource(
             self._channel,
@@ -71,7 +74,11 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
                 follow_forgotten(settings.edge, settings.edge_identity(), (0, ""), self._carry_out)
             ),
         ]
-        facts = {"model_bundle": self._codec.model_bundle, "provider": self._codec.provider}
+        facts = {
+            "model_bundle": codecs.own.model_bundle,
+            "second_bundle": "".join(codecs.bundles[1:]),
+            "provider": codecs.own.provider,
+        }
         self._metrics.info.info(facts)
         log.info("decoder is warm", edge=settings.edge, **facts)
 
@@ -105,22 +112,23 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
         pictures = None
         caller = current_caller().name
         try:
-            wanted = await asyncio.to_thread(
-                read_request, request, self._limits, self._codec.sizes, caller
-            )
-            log.info(
-                "reconstruction asked for",
-                face_id=wanted.face_id,
-                highest=wanted.levels[-1],
-                size=wanted.size,
-                purpose=wanted.purpose,
-                caller=caller,
-                peer=context.peer(),
-            )
-            pictures = reconstruct(wanted, self._source, self._painter, self._pool)
-            async for response in pictures:
-                self._metrics.pictures.labels(_name(response.level)).inc()
-                yield response
+            with span("decoder.reconstruct", called_in(context), face_id=request.face_id[:64]):
+                wanted = await asyncio.to_thread(
+                    read_request, request, self._limits, self._codec.sizes, caller
+                )
+                log.info(
+                    "reconstruction asked for",
+                    face_id=wanted.face_id,
+                    highest=wanted.levels[-1],
+                    size=wanted.size,
+                    purpose=wanted.purpose,
+                    caller=caller,
+                    peer=context.peer(),
+                )
+                pictures = reconstruct(wanted, self._source, self._painter, self._pool)
+                async for response in pictures:
+                    self._metrics.pictures.labels(_name(response.level)).inc()
+                    yield response
         finally:
             self._requests -= 1
             self._metrics.requests.set(self._requests)
@@ -141,13 +149,16 @@ class DecoderService(decoder_pb2_grpc.CloudDecoderServicer):
             edge=self.settings.edge,
         )
 
-    def _load_codec(self) -> Codec:
+    def _load_codecs(self) -> Codecs:
         settings = self.settings
-        codec = self._loaded or Codec.load(
-            settings.bundle, provider=settings.provider, threads=settings.threads
+        codecs = Codecs.load(
+            self._loaded or settings.bundle,
+            settings.second_bundle,
+            provider=settings.provider,
+            threads=settings.threads,
         )
-        codec.warm_up("decode")
-        return codec
+        codecs.warm_up("decode")
+        return codecs
 
 
 def run(settings: DecoderSettings) -> None:

@@ -56,6 +56,11 @@ class DecoderSettings(EdgeClientSettings):
     bundle: Path | None = Field(
         None, title="Model bundle", description="Unset: the one that ships with the package."
     )
+    second_bundle: Path | None = Field(
+        None,
+        title="Second model bundle that faces may be of",
+        description="During a change of bundles; see docs/runbook.md.",
+    )
     provider: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         title="Where the networks run",

@@ -19,6 +19,7 @@ from console.settings import ConsoleSettings
 from sfic.errors import ConfigError
 from sfic.service.addresses import split_address
 from sfic.service.server import configure_logs
+from sfic.service.tls import export_expiry
 
 __all__ = ["ConsoleServer", "run"]
 
@@ -42,6 +43,8 @@ class ConsoleServer:
         self.metrics_address = ""
         """host:port of the metrics page, once started; empty: none."""
         self.registry = CollectorRegistry()
+        if settings.tls_certificate is not None:
+            export_expiry(settings.tls_certificate, self.registry)
         self._stopping = asyncio.Event()
         self._metrics: tuple[Any, Any] | None = None
 

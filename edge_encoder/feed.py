@@ -3,14 +3,17 @@
 A subscriber holds one page of the log in memory and no queue: it reads the store, and waits for
 news when it has read all. A slow one reads later and costs nothing meanwhile. One that wants what
 is live is moved on when it lags too far, and told how many faces it missed; one with a cursor is
-never.
+never. Pages lately read are kept ready to be sent, so that many subscribers at one place in the log
+cost one reading.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import grpc.aio
 import structlog
@@ -28,6 +31,22 @@ log = structlog.get_logger(__name__)
 
 _PAGE_FACES = 128
 _MAX_CAMERAS = 256
+_PAGES_READY = 32
+
+_PageKey: TypeAlias = tuple[int, tuple[str, ...], float, bool, int]
+
+
+@dataclass(frozen=True)
+class _ReadyPage:
+    """A page of the log as messages, which several subscribers send and nobody changes."""
+
+    responses: list[edge_pb2.SubscribeResponse]
+    batch: edge_pb2.SubscribeResponse
+    basic_bytes: int
+    next_cursor: int
+    more: bool
+    evicted_cursor: int
+    missed_after: int  # faces behind the last message that could not be read
 
 
 class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
@@ -50,6 +69,12 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         self._max_subscribers = max_subscribers
         self._live_backlog = live_backlog
         self._subscribers = 0
+        # With the event that the next new face sets: a page that ends the log is good until then.
+        self._pages: OrderedDict[_PageKey, tuple[asyncio.Event, asyncio.Task[_ReadyPage]]] = (
+            OrderedDict()
+        )
+        # They hold keys: nothing of a face that was dropped stays.
+        store.when_dropped(self._pages.clear)
 
     async def Subscribe(
         self,
@@ -110,45 +135,100 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
                     cursor, missed = cursor + dropped, missed + dropped
                     self._metrics.feed_dropped.inc(dropped)
                     log.info("faces dropped for a slow live subscriber", faces=dropped)
-            page = await self._store.page(
-                cursor,
-                camera_ids=list(dict.fromkeys(request.camera_ids)),
-                min_face_score=request.min_face_score,
-                limit=_PAGE_FACES,
-            )
+            page = await self._page(request, cursor, log_id, grown)
             if counting and page.evicted_cursor > cursor:
                 missed += page.evicted_cursor - cursor
                 self._metrics.feed_missed.inc(page.evicted_cursor - cursor)
             counting = True
-            for entry in page.entries:
-                missed += entry.unreadable_before
-                try:
-                    response = _response(request, entry)
-                except PacketError as error:
-                    missed += 1
-                    log.error("face left out of the feed", reason=error.message)
-                    continue
-                response.faces_missed, response.log_id = missed, log_id
+            for response in _messages(page, batched=request.max_faces > 0):
+                if missed:
+                    told = edge_pb2.SubscribeResponse()
+                    told.CopyFrom(response)
+                    told.faces_missed += missed
+                    response, missed = told, 0
                 yield response
-                missed = 0
-                self._metrics.feed_faces.inc()
-                self._metrics.feed_bytes.inc(len(response.basic))
                 if self._stopping.is_set():
                     return
-            missed += page.unreadable
+            self._metrics.feed_faces.inc(len(page.responses))
+            self._metrics.feed_bytes.inc(page.basic_bytes)
+            missed += page.missed_after
             cursor = page.next_cursor
             if not page.more:
                 await first_set(grown, self._stopping)
 
+    async def _page(
+        self, request: edge_pb2.SubscribeRequest, cursor: int, log_id: str, grown: asyncio.Event
+    ) -> _ReadyPage:
+        """The page behind a cursor, read and made ready once for all who ask for the same."""
+        cameras = tuple(dict.fromkeys(request.camera_ids))
+        limit = request.max_faces or _PAGE_FACES
+        key = cursor, cameras, request.min_face_score, request.sealed, limit
+        found = self._pages.get(key)
+        if found is not None:
+            as_of, task = found
+            full = task.done() and not task.exception() and task.result().more
+            if as_of is grown or full:
+                return await asyncio.shield(task)
+        task = asyncio.ensure_future(self._read_page(key, log_id))
+        self._pages[key] = grown, task
+        self._pages.move_to_end(key)
+        while len(self._pages) > _PAGES_READY:
+            self._pages.popitem(last=False)
+        try:
+            return await asyncio.shield(task)
+        except Exception:
+            self._pages.pop(key, None)
+            raise
 
-def _response(request: edge_pb2.SubscribeRequest, entry: LogEntry) -> edge_pb2.SubscribeResponse:
-    """A face of the log as asked for. Raises `PacketError` when its layer is damaged."""
-    response = edge_pb2.SubscribeResponse(cursor=entry.cursor, face=entry.info)
-    if request.sealed:
+    async def _read_page(self, key: _PageKey, log_id: str) -> _ReadyPage:
+        cursor, cameras, min_face_score, sealed, limit = key
+        page = await self._store.page(
+            cursor, camera_ids=cameras, min_face_score=min_face_score, limit=limit
+        )
+        responses: list[edge_pb2.SubscribeResponse] = []
+        missed = 0
+        for entry in page.entries:
+            missed += entry.unreadable_before
+            try:
+                response = _response(entry, log_id, sealed)
+            except PacketError as error:
+                missed += 1
+                log.error("face left out of the feed", reason=error.message)
+                continue
+            response.faces_missed, missed = missed, 0
+            responses.append(response)
+        batch = edge_pb2.SubscribeResponse(cursor=page.next_cursor, log_id=log_id, batch=responses)
+        batch.faces_missed = sum(response.faces_missed for response in responses)
+        for each in batch.batch:
+            each.faces_missed = 0
+        return _ReadyPage(
+            responses,
+            batch,
+            sum(len(response.basic) for response in responses),
+            page.next_cursor,
+            page.more,
+            page.evicted_cursor,
+            missed + page.unreadable,
+        )
+
+
+def _response(entry: LogEntry, log_id: str, sealed: bool) -> edge_pb2.SubscribeResponse:
+    """A face of the log, its layer sealed with its key or opened.
+
+    Raises `PacketError` when its layer is damaged.
+    """
+    response = edge_pb2.SubscribeResponse(cursor=entry.cursor, face=entry.info, log_id=log_id)
+    if sealed:
         response.basic, response.key = entry.sealed, entry.key
     else:
         response.basic = open_layer(entry.key, entry.sealed, entry.info.face_id, "basic")
     return response
+
+
+def _messages(page: _ReadyPage, *, batched: bool) -> list[edge_pb2.SubscribeResponse]:
+    if not batched:
+        return page.responses
+    return [page.batch] if page.responses else []
 
 
 def _check(request: edge_pb2.SubscribeRequest) -> None:
@@ -156,5 +236,7 @@ def _check(request: edge_pb2.SubscribeRequest) -> None:
         raise InvalidInput("after_cursor: must be 0 with live_only", field="after_cursor")
     if len(request.camera_ids) > _MAX_CAMERAS:
         raise InvalidInput(f"camera_ids: at most {_MAX_CAMERAS}", field="camera_ids")
+    if request.max_faces > _PAGE_FACES:
+        raise InvalidInput(f"max_faces: at most {_PAGE_FACES}", field="max_faces")
     if not 0.0 <= request.min_face_score <= 1.0:
         raise InvalidInput("min_face_score: must be 0..1", field="min_face_score")

@@ -26,6 +26,7 @@ from sfic.codec import Codec
 from sfic.errors import FrameTooLarge, InvalidInput, LimitExceeded, SficError, Unavailable
 from sfic.face import EncodedFace
 from sfic.pictures import PictureLimits, RawFormat, from_raw, read_picture
+from sfic.service.tracing import called_in, span
 from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
 
 __all__ = ["EdgeIngest"]
@@ -88,7 +89,9 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         self._metrics.cameras.set(self._cameras)
         receipts: asyncio.Queue[asyncio.Task[Receipt] | None] = asyncio.Queue()
         room = asyncio.Semaphore(self._settings.frames_in_flight)
-        reader = asyncio.ensure_future(self._read(request_iterator, receipts, room))
+        reader = asyncio.ensure_future(
+            self._read(request_iterator, receipts, room, called_in(context))
+        )
         current: asyncio.Task[Receipt] | None = None
         try:
             while (current := await receipts.get()) is not None:
@@ -117,6 +120,7 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         requests: AsyncIterator[Frame],
         receipts: asyncio.Queue[asyncio.Task[Receipt] | None],
         room: asyncio.Semaphore,
+        trace: str,
     ) -> None:
         camera_id, last_number = "", -1
         receipt: asyncio.Task[Receipt] | None = None
@@ -133,7 +137,7 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
                 fault = _stream_fault(frame, camera_id, last_number)
                 last_number = max(last_number, frame.frame_number)
                 receipt = asyncio.ensure_future(
-                    self._receipt(frame, camera_id, received, fault, receipt)
+                    self._receipt(frame, camera_id, received, fault, receipt, trace)
                 )
                 receipts.put_nowait(receipt)
         finally:
@@ -147,14 +151,27 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         received: float,
         fault: SficError | None,
         before: asyncio.Task[Receipt] | None,
+        trace: str,
     ) -> Receipt:
         receipt = Receipt(frame_number=frame.frame_number)
         try:
             if fault is not None:
                 raise fault
             async with self._in_flight:
-                with self._metrics.frames_in_flight.track_inprogress():
-                    outcome = await self._keep(frame, camera_id, receipt, before)
+                with (
+                    self._metrics.frames_in_flight.track_inprogress(),
+                    span(
+                        "edge.frame", trace, camera_id=camera_id, frame_number=frame.frame_number
+                    ) as named,
+                ):
+                    outcome = await self._keep(frame, camera_id, receipt, before, named)
+                    log.debug(
+                        "frame done",
+                        camera_id=camera_id,
+                        frame_number=frame.frame_number,
+                        outcome=outcome,
+                        face_ids=[face.face_id for face in receipt.faces],
+                    )
         except Exception as error:
             if not isinstance(error, SficError):
                 log.error("frame failed", camera_id=camera_id, exc_info=error)
@@ -173,6 +190,7 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         camera_id: str,
         receipt: Receipt,
         before: asyncio.Task[Receipt] | None,
+        trace: str,
     ) -> str:
         """Encode and store one frame, fill its receipt, and return what became of it.
 
@@ -183,22 +201,22 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
         if known := await self._store.find_frame(key):
             receipt.faces.extend(known)
             return "repeated"
-        found = await asyncio.get_running_loop().run_in_executor(self._pool, self._encode, frame)
+        with span("edge.encode"):
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._encode, frame
+            )
         kept = [face for face in found if face.face_score >= self._settings.min_face_score]
         receipt.faces_below_gate = len(found) - len(kept)
         self._metrics.faces.labels("below_gate").inc(receipt.faces_below_gate)
         if before is not None:
             await asyncio.wait([before])
-        infos = await self._store.add_frame(
-            key,
-            [
-                NewFace(
-                    self._info(face, camera_id, captured_ns, frame.frame_number),
-                    (face.basic, face.middle, face.enhanced),
-                )
-                for face in kept
-            ],
-        )
+        new = []
+        for face in kept:
+            info = self._info(face, camera_id, captured_ns, frame.frame_number)
+            info.trace_context = trace
+            new.append(NewFace(info, (face.basic, face.middle, face.enhanced)))
+        with span("edge.store", faces=len(new)):
+            infos = await self._store.add_frame(key, new)
         receipt.faces.extend(infos)
         self._metrics.faces.labels("kept").inc(len(infos))
         return "kept" if infos else "empty"

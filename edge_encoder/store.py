@@ -189,6 +189,7 @@ class FaceStore:
         self._ordered = asyncio.Event()
         # One at a time takes faces out of the log.
         self._dropping = asyncio.Lock()
+        self._dropped: Callable[[], None] = lambda: None
 
     def close(self) -> None:
         """Finish writes, then close."""
@@ -342,6 +343,10 @@ class FaceStore:
         """Return the cursor of the newest face ever kept; 0: none."""
         return await self._database.read(_last_cursor)
 
+    def when_dropped(self, call: Callable[[], None]) -> None:
+        """Have a function called, in the event loop, after faces were taken out of the log."""
+        self._dropped = call
+
     def grown(self) -> asyncio.Event:
         """Return an event that the next new face sets. Take it before reading, wait after."""
         return self._grown
@@ -422,7 +427,10 @@ class FaceStore:
                 connection.execute("UPDATE log_state SET evicted_cursor = ?", (max(gone)[0],))
             return tuple(connection.execute("SELECT faces, bytes FROM log_state").fetchone())
 
-        return await self._database.write(work)
+        try:
+            return await self._database.write(work)
+        finally:
+            self._dropped()
 
     async def forget(self, scope: control_pb2.ForgetScope) -> tuple[ForgetOrder, int]:
         """Destroy the keys of the faces meant, and the faces; returns the order and their number.

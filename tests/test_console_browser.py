@@ -199,7 +199,7 @@ async def put_results(rig: Rig, count: int) -> None:
             layer_bytes=[34, 9, 185],
         )
         face.capture_time.FromNanoseconds(now - (count - number) * 10**9)
-        results.append(make_result(face, analysis, codec().model_bundle, 0.0, time.time_ns()))
+        results.append(make_result(face, analysis, 0.0, time.time_ns()))
     kept = await service._store.commit(results, [], {})  # type: ignore[attr-defined]
     service._kept(kept)  # type: ignore[attr-defined]
 

@@ -23,7 +23,7 @@ from sfic.service.client import open_channel
 from sfic.service.clock import SteadyClock
 from sfic.service.server import ServiceServer
 from sfic.service.settings import ServiceSettings
-from sfic.v1 import common_pb2, edge_pb2, edge_pb2_grpc
+from sfic.v1 import common_pb2, control_pb2, edge_pb2, edge_pb2_grpc
 
 FOREVER = {"retention_seconds": 1e9, "retention_bytes": 1 << 40}
 
@@ -83,22 +83,29 @@ async def test_subscribers_at_any_time_see_each_face_once_and_in_order(tmp_path:
     total, store, chance = 400, make_store(tmp_path), random.Random(1)
     async with feed_of(store) as stub:
 
-        async def subscriber(after: int) -> list[int]:
-            call = stub.Subscribe(edge_pb2.SubscribeRequest(after_cursor=after))
+        async def subscriber(after: int, max_faces: int) -> list[int]:
+            request = edge_pb2.SubscribeRequest(after_cursor=after, max_faces=max_faces)
+            call = stub.Subscribe(request)
             cursors: list[int] = []
             while not cursors or cursors[-1] < total:
                 message = await asyncio.wait_for(call.read(), 60)
-                assert message.basic == b"b%d" % message.face.frame_number
                 assert message.faces_missed == 0
-                cursors.append(message.cursor)
+                assert len(message.batch) <= max_faces and bool(message.batch) == (max_faces > 0)
+                for each in message.batch or (message,):
+                    assert each.basic == b"b%d" % each.face.frame_number
+                    cursors.append(each.cursor)
+            assert message.cursor == cursors[-1]
             call.cancel()
             return cursors
 
         readers = []
         for number in range(total):
             if number % 50 == 0:
+                # As many as there are alike: they share what is read.
                 after = chance.randint(0, number)
-                readers.append((after, asyncio.ensure_future(subscriber(after))))
+                for max_faces in (0, 0, 7, 128, 128):
+                    reader = asyncio.ensure_future(subscriber(after, max_faces))
+                    readers.append((after, reader))
             await add(store, number)
         for after, reader in readers:
             assert await reader == list(range(after + 1, total + 1))
@@ -159,6 +166,42 @@ async def test_a_slow_live_subscriber_is_moved_on_and_one_with_a_cursor_is_not(
         assert cursors == list(range(1, total + 1))
         live.cancel()
         steady.cancel()
+
+
+async def test_a_batch_says_what_was_missed_before_it(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    async with feed_of(store) as stub:
+        face_ids = [await add(store, number) for number in range(6)]
+        await store._drop(face_ids[:3], evicted=True)
+        call = stub.Subscribe(edge_pb2.SubscribeRequest(after_cursor=1, max_faces=2))
+        first = await asyncio.wait_for(call.read(), 60)
+        assert (first.cursor, first.faces_missed) == (5, 2)
+        assert [each.cursor for each in first.batch] == [4, 5]
+        second = await asyncio.wait_for(call.read(), 60)
+        assert (second.cursor, second.faces_missed) == (6, 0)
+        call.cancel()
+        with pytest.raises(grpc.aio.AioRpcError, match="max_faces"):
+            await stub.Subscribe(edge_pb2.SubscribeRequest(max_faces=129)).read()
+
+
+async def test_what_is_forgotten_is_not_sent_from_pages_that_were_ready(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    async with feed_of(store) as stub:
+        face_ids = [await add(store, number) for number in range(4)]
+        for max_faces in (0, 128):
+
+            async def read(count: int, max_faces: int = max_faces) -> list[str]:
+                call = stub.Subscribe(edge_pb2.SubscribeRequest(max_faces=max_faces))
+                found: list[str] = []
+                while len(found) < count:
+                    message = await asyncio.wait_for(call.read(), 60)
+                    found += [each.face.face_id for each in message.batch or (message,)]
+                call.cancel()
+                return found
+
+            assert await read(len(face_ids)) == face_ids
+            await store.forget(control_pb2.ForgetScope(face_ids=[face_ids.pop(0)]))
+            assert await read(len(face_ids)) == face_ids
 
 
 async def test_pages_filter_and_go_on(tmp_path: Path) -> None:

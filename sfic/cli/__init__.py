@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from sfic.cli import evaluate, files, results, security, services
+from sfic.cli import backup, evaluate, files, results, security, services
 from sfic.errors import InvalidInput, MissingExtra, SficError
 
 __all__ = ["app", "main"]
@@ -68,6 +68,7 @@ services.add_to(app)
 evaluate.add_to(app)
 results.add_to(app)
 security.add_to(app)
+backup.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -81,6 +81,7 @@ def certs_init(folder: Folder = CERTS, host: Hosts = None, days: Days = 365) -> 
     made = [folder / "ca.pem"] if make_ca(folder) else []
     holders: dict[str, tuple[Role, ...]] = {
         "edge": (),
+        "nats": (),
         "console": ("operator",),
         **{role: (role,) for role in ROLES},
     }

@@ -50,8 +50,14 @@ class Line:
         )
 
 
-def rate_plot(title: str, lines: Sequence[Line], note: str = "", up_to: float = math.inf) -> str:
-    """An SVG of values over the logarithm of bytes.
+def rate_plot(
+    title: str,
+    lines: Sequence[Line],
+    note: str = "",
+    up_to: float = math.inf,
+    axis: str = "bytes a face",
+) -> str:
+    """An SVG of values over the logarithm of bytes, or of what else `axis` names.
 
     Values above `up_to`, and lines without a point, are left out.
     """
@@ -85,7 +91,7 @@ def rate_plot(title: str, lines: Sequence[Line], note: str = "", up_to: float = 
         out.append(_grid(x(number), TOP, x(number), HEIGHT - BOTTOM))
         out.append(_text(x(number), HEIGHT - BOTTOM + 16, f"{number:,}", "middle"))
     middle = (LEFT + WIDTH - RIGHT) / 2
-    out.append(_text(middle, HEIGHT - 10, f"bytes a face{note and ' – '}{note}", "middle"))
+    out.append(_text(middle, HEIGHT - 10, f"{axis}{note and ' – '}{note}", "middle"))
     for number, line in enumerate(shown):
         colour = COLOURS[number % len(COLOURS)]
         if line.band:

@@ -20,6 +20,7 @@ from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sfic.errors import SficError
+from sfic.service.tracing import called_in, span
 
 __all__ = ["ErrorInterceptor", "error_status", "wrap_handler"]
 
@@ -66,7 +67,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
 
     def _wrap_unary(self, method: str, inner: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            with _Watch(self, method, context) as watch:
+            with (
+                span(method.removeprefix("/"), called_in(context)),
+                _Watch(self, method, context) as watch,
+            ):
                 try:
                     return await inner(request, context)
                 except Exception as error:

@@ -26,7 +26,8 @@ from sfic.service.access import AccessInterceptor
 from sfic.service.addresses import is_loopback, split_address
 from sfic.service.interceptor import ErrorInterceptor
 from sfic.service.settings import ServiceSettings
-from sfic.service.tls import server_credentials
+from sfic.service.tls import export_expiry, server_credentials
+from sfic.service.tracing import start_tracing
 
 __all__ = ["Service", "ServiceServer", "configure_logs", "serve"]
 
@@ -72,6 +73,8 @@ class ServiceServer:
         self.metrics_address = ""
         """host:port of the metrics page, once started; empty: none."""
         self._calls = ErrorInterceptor(service.registry)
+        if settings.tls_certificate is not None:
+            export_expiry(settings.tls_certificate, service.registry)
         self._server = grpc.aio.server(
             interceptors=(self._calls, AccessInterceptor(settings)),
             options=[
@@ -236,7 +239,10 @@ def serve(
         await server.stop()
 
     configure_logs(settings)
-    asyncio.run(main())
+    with contextlib.ExitStack() as stack:
+        if settings.otlp_endpoint:
+            stack.callback(start_tracing(settings.service, settings.otlp_endpoint))
+        asyncio.run(main())
 
 
 def configure_logs(settings: ServiceSettings) -> None:

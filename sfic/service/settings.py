@@ -127,6 +127,13 @@ class ServiceSettings(BaseModel):
         title="Time to finish work at shutdown, in seconds",
         description="What is still running after it is cancelled.",
     )
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        title="Where traces are sent",
+        description="An OpenTelemetry collector, http://host:port (OTLP over gRPC); needs the "
+        "extra otel. Empty: no traces.",
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto",
         title="Form of the log",

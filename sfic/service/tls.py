@@ -13,10 +13,18 @@ import grpc
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from prometheus_client import CollectorRegistry, Gauge
 
 from sfic.errors import ConfigError
 
-__all__ = ["read_certificates", "read_file", "read_key_pair", "server_credentials", "stamps"]
+__all__ = [
+    "export_expiry",
+    "read_certificates",
+    "read_file",
+    "read_key_pair",
+    "server_credentials",
+    "stamps",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -103,6 +111,23 @@ def read_certificates(path: Path) -> bytes:
     except ValueError as error:
         raise ConfigError(f"{path}: not a certificate in PEM") from error
     return content
+
+
+def export_expiry(certificate: Path, registry: CollectorRegistry) -> None:
+    """Add a metric: when the certificate that lies in a file expires, read anew each time."""
+
+    def expires() -> float:
+        try:
+            shown = x509.load_pem_x509_certificate(read_certificates(certificate))
+        except ConfigError:
+            return 0.0
+        return shown.not_valid_after_utc.timestamp()
+
+    Gauge(
+        "sfic_tls_certificate_expires_timestamp_seconds",
+        "When the service's certificate expires, Unix seconds; 0: its file cannot be read.",
+        registry=registry,
+    ).set_function(expires)
 
 
 def read_file(path: Path) -> bytes:

@@ -76,36 +76,40 @@ class FrameError(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("camera_ids", "after_cursor", "live_only", "min_face_score", "sealed", "log_id")
+    __slots__ = ("camera_ids", "after_cursor", "live_only", "min_face_score", "sealed", "log_id", "max_faces")
     CAMERA_IDS_FIELD_NUMBER: _ClassVar[int]
     AFTER_CURSOR_FIELD_NUMBER: _ClassVar[int]
     LIVE_ONLY_FIELD_NUMBER: _ClassVar[int]
     MIN_FACE_SCORE_FIELD_NUMBER: _ClassVar[int]
     SEALED_FIELD_NUMBER: _ClassVar[int]
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_FACES_FIELD_NUMBER: _ClassVar[int]
     camera_ids: _containers.RepeatedScalarFieldContainer[str]
     after_cursor: int
     live_only: bool
     min_face_score: float
     sealed: bool
     log_id: str
-    def __init__(self, camera_ids: _Optional[_Iterable[str]] = ..., after_cursor: _Optional[int] = ..., live_only: _Optional[bool] = ..., min_face_score: _Optional[float] = ..., sealed: _Optional[bool] = ..., log_id: _Optional[str] = ...) -> None: ...
+    max_faces: int
+    def __init__(self, camera_ids: _Optional[_Iterable[str]] = ..., after_cursor: _Optional[int] = ..., live_only: _Optional[bool] = ..., min_face_score: _Optional[float] = ..., sealed: _Optional[bool] = ..., log_id: _Optional[str] = ..., max_faces: _Optional[int] = ...) -> None: ...
 
 class SubscribeResponse(_message.Message):
-    __slots__ = ("cursor", "face", "basic", "faces_missed", "key", "log_id")
+    __slots__ = ("cursor", "face", "basic", "faces_missed", "key", "log_id", "batch")
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     FACE_FIELD_NUMBER: _ClassVar[int]
     BASIC_FIELD_NUMBER: _ClassVar[int]
     FACES_MISSED_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     LOG_ID_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     cursor: int
     face: _common_pb2.FaceInfo
     basic: bytes
     faces_missed: int
     key: bytes
     log_id: str
-    def __init__(self, cursor: _Optional[int] = ..., face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., basic: _Optional[bytes] = ..., faces_missed: _Optional[int] = ..., key: _Optional[bytes] = ..., log_id: _Optional[str] = ...) -> None: ...
+    batch: _containers.RepeatedCompositeFieldContainer[SubscribeResponse]
+    def __init__(self, cursor: _Optional[int] = ..., face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., basic: _Optional[bytes] = ..., faces_missed: _Optional[int] = ..., key: _Optional[bytes] = ..., log_id: _Optional[str] = ..., batch: _Optional[_Iterable[_Union[SubscribeResponse, _Mapping]]] = ...) -> None: ...
 
 class FetchLayersRequest(_message.Message):
     __slots__ = ("face_ids", "layers", "sealed")
