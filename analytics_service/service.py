@@ -81,6 +81,14 @@ class AnalyticsService:
         loop = asyncio.get_running_loop()
         self._codec = await loop.run_in_executor(self._analysis, self._load_codec)
         log.info("codec loaded", model_bundle=self._codec.model_bundle)
+        self._metrics.info.info(
+            {
+                "model_bundle": self._codec.model_bundle,
+                "provider": self._codec.provider,
+                "retention_seconds": f"{86_400 * settings.retention_days:.0f}",
+                "retention_results": str(settings.max_results),
+            }
+        )
         self._index = FaceIndex(settings.exact_faces)
         visits = VisitTracker(settings.visit_gap_seconds, settings.visit_similarity)
         watchlists = Watchlists(self._codec.model_bundle, enabled=settings.watchlists)
