@@ -63,7 +63,7 @@ class Codec:
 
     @classmethod
     def load(
-        cls, bundle: Path | None = None, *, provider: str = "auto", threads: int = 0
+        cls, bundle: Path | str | None = None, *, provider: str = "auto", threads: int = 0
     ) -> Codec:
         """Open the model bundle in a directory (default: the one that ships).
 
@@ -71,7 +71,8 @@ class Codec:
         Raises BundleError when the bundle is not whole, ProviderUnavailable for a GPU that is not
         there (when the first network is loaded).
         """
-        return cls(ModelBundle.load(bundle), provider, threads)
+        directory = None if bundle is None else Path(bundle)
+        return cls(ModelBundle.load(directory), provider, threads)
 
     @property
     def model_bundle(self) -> str:

@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-expect.set_options(timeout=30 * SECONDS)
+expect.set_options(timeout=60 * SECONDS)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
