@@ -141,6 +141,7 @@ async def test_from_a_live_card_to_the_sharp_picture(browser: Browser, rig: Rig)
             assert total == before + own
             before = total
         await expect(page.locator(".strip")).to_contain_text("not a photograph")
+        await compare_layers(page)
 
         picture = await downloaded(page)
         text = dict(picture.text)  # type: ignore[attr-defined]
@@ -150,29 +151,27 @@ async def test_from_a_live_card_to_the_sharp_picture(browser: Browser, rig: Rig)
         assert picture.height > picture.width == 1024  # the strip that says so stands below
 
 
-async def test_layers_are_compared_with_a_slider(browser: Browser, rig: Rig) -> None:
-    (kept,) = await rig.keep()
-    async with opened(browser, f"{rig.console.url}/#/face/{kept}") as page:
-        await show_picture(page, "Comparing")
-        await page.get_by_role("button", name="Compare").click()
-        split = "document.querySelector('.compare').style.getPropertyValue('--split')"
-        assert await page.evaluate(split) == "50%"
-        slider = page.get_by_label("Where the two pictures meet")
-        box = await slider.bounding_box()
-        assert box
-        await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
-        await page.mouse.down()
-        await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 50)
-        await page.mouse.up()
-        assert 20 < float((await page.evaluate(split)).removesuffix("%")) < 30
-        await slider.focus()
-        await page.keyboard.press("End")
-        assert await page.evaluate(split) == "100%"
-        shown = page.locator(".compare .before img")
-        first = await shown.get_attribute("src")
-        await page.get_by_label("Left").select_option("middle")
-        await expect(page.locator(".tag-left")).to_have_text("Middle")
-        assert await page.locator(".compare .before img").get_attribute("src") != first
+async def compare_layers(page: Page) -> None:
+    """The slider between two layers, by mouse and by keyboard; another layer on its left."""
+    await page.get_by_role("button", name="Compare").click()
+    split = "document.querySelector('.compare').style.getPropertyValue('--split')"
+    assert await page.evaluate(split) == "50%"
+    slider = page.get_by_label("Where the two pictures meet")
+    box = await slider.bounding_box()
+    assert box
+    await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 50)
+    await page.mouse.up()
+    assert 20 < float((await page.evaluate(split)).removesuffix("%")) < 30
+    await slider.focus()
+    await page.keyboard.press("End")
+    assert await page.evaluate(split) == "100%"
+    left = page.locator(".compare .before img")
+    basic = await left.get_attribute("src")
+    await page.get_by_label("Left").select_option("middle")
+    await expect(page.locator(".tag-left")).to_have_text("Middle")
+    assert await left.get_attribute("src") != basic
 
 
 async def test_a_face_goes_back_into_its_frame(browser: Browser, rig: Rig, tmp_path: Path) -> None:
@@ -419,44 +418,43 @@ async def go(page: Page, url: str, place: str, kept: str) -> None:
         await expect(page.locator(".figure").first).to_be_visible()
 
 
-async def test_axe_finds_nothing(browser: Browser, rig: Rig) -> None:
+async def assert_fits(page: Page, place: str, width: int) -> None:
+    """Nothing is wider than the page, no card's words are cut, the navigation is in sight."""
+    await page.evaluate("() => new Promise(requestAnimationFrame)")
+    # Only tables may be wider: they scroll in their frame.
+    wide = await page.evaluate(
+        """() => [...document.querySelectorAll('body *')].filter((each) =>
+            each.getBoundingClientRect().right > innerWidth + 1
+            && !each.closest('.table-frame, .visually-hidden, .backdrop, .sheet'))
+            .map((each) => each.className || each.tagName)"""
+    )
+    cut = await page.evaluate(
+        """() => [...document.querySelectorAll('.card-text')].filter((each) =>
+            each.scrollHeight > each.clientHeight + 1).length"""
+    )
+    assert (wide, cut) == ([], 0), (place, width)
+    await expect(page.get_by_role("link", name="System")).to_be_in_viewport()
+
+
+async def test_every_view_passes_axe_and_fits_from_a_phone_to_a_wall(
+    browser: Browser, rig: Rig
+) -> None:
     (kept,) = await rig.keep()
     axe = Axe()
     async with opened(browser, rig.console.url, bypass_csp=True) as page:  # axe is a script
         for place in PLACES:
+            await page.set_viewport_size({"width": 1280, "height": 800})
             await go(page, rig.console.url, place, kept)
             for theme in ("light", "dark"):
                 await page.emulate_media(color_scheme=theme)
                 # What the theme does not change is looked at once.
                 options = {"runOnly": ["color-contrast"]} if theme == "dark" else {}
                 found = (await axe.run(page, options=options)).response["violations"]
-                told = [
-                    (each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found
-                ]
-                assert not found, (place, theme, told)
-
-
-async def test_every_view_fits_from_a_phone_to_a_wall(browser: Browser, rig: Rig) -> None:
-    (kept,) = await rig.keep()
-    async with opened(browser, rig.console.url) as page:
-        for place in PLACES:
-            await go(page, rig.console.url, place, kept)
+                nodes = [(each["id"], [n["html"] for n in each["nodes"]][:3]) for each in found]
+                assert not found, (place, theme, nodes)
             for width, height in ((360, 800), (820, 1180), (3840, 2160)):
                 await page.set_viewport_size({"width": width, "height": height})
-                await page.evaluate("() => new Promise(requestAnimationFrame)")
-                # Only tables may be wider than the page: they scroll in their frame.
-                wide = await page.evaluate(
-                    """() => [...document.querySelectorAll('body *')].filter((each) =>
-                        each.getBoundingClientRect().right > innerWidth + 1
-                        && !each.closest('.table-frame, .visually-hidden, .backdrop, .sheet'))
-                        .map((each) => each.className || each.tagName)"""
-                )
-                cut = await page.evaluate(
-                    """() => [...document.querySelectorAll('.card-text')].filter((each) =>
-                        each.scrollHeight > each.clientHeight + 1).length"""
-                )
-                assert (wide, cut) == ([], 0), (place, width)
-                await expect(page.get_by_role("link", name="System")).to_be_in_viewport()
+                await assert_fits(page, place, width)
 
 
 async def test_system_tells_and_admins_forget(browser: Browser, rig: Rig) -> None:

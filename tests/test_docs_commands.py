@@ -158,6 +158,10 @@ class Reader:
     def _serve(self, words: list[str]) -> None:
         name = words[2]
         self.stop(name)
+        for port in () if self.services else PORTS:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    pytest.skip(f"port {port}, which the docs use, is taken on this machine")
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             service = subprocess.Popen(
@@ -190,10 +194,6 @@ class Reader:
 @contextmanager
 def reading(folder: Path) -> Iterator[Reader]:
     """A reader with the things at hand that the pages name."""
-    for port in PORTS:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"port {port}, which the docs use, is taken on this machine")
     picture = read_picture(demo_photograph())
     shutil.copy(demo_photograph(), folder / "photo.png")
     for name in ("photo.jpg", "holiday/portrait.jpg", "photographs/portrait.jpg"):
