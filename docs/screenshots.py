@@ -42,6 +42,7 @@ FLAGS = [
 ]
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
+WAIT = 300_000.0  # milliseconds; a machine at work may take long
 
 
 def synthetic_face(codec: Codec, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -159,7 +160,7 @@ async def live(page: Page, url: str) -> None:
     """Every card in sight has its picture."""
     await page.goto(f"{url}/#/live")
     await page.wait_for_selector(".card img")
-    await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=60_000)
+    await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=WAIT)
 
 
 async def face(page: Page, url: str, face_id: str, purpose: str) -> None:
@@ -169,7 +170,7 @@ async def face(page: Page, url: str, face_id: str, purpose: str) -> None:
     await page.check(".ask input[type=checkbox]")
     await page.set_input_files("#frame-file", demo_photograph())
     await page.click(".ask button[type=submit]")
-    await page.wait_for_selector(".step[data-layer=enhanced][data-state=done]", timeout=60_000)
+    await page.wait_for_selector(".step[data-layer=enhanced][data-state=done]", timeout=WAIT)
 
 
 async def shoot(browser: Browser, url: str, ids: Sequence[str], to: Path) -> None:
@@ -193,14 +194,14 @@ async def shoot(browser: Browser, url: str, ids: Sequence[str], to: Path) -> Non
             await save(page, to / "face-frame-light.webp")
         await page.goto(f"{url}/#/search?face={ids[-1]}")
         await page.wait_for_selector(".similarity")
-        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=60_000)
+        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=WAIT)
         await save(page, to / f"search-{theme}.webp")
         await page.goto(f"{url}/#/system")
         await page.wait_for_selector(".figure")
         await save(page, to / f"system-{theme}.webp")
         await page.goto(f"{url}/#/alerts")
         await page.wait_for_selector(".entries li")
-        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=60_000)
+        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=WAIT)
         await save(page, to / f"alerts-{theme}.webp")
         await context.close()
     context = await browser.new_context(
