@@ -56,7 +56,7 @@ export function systemView(session) {
     health.replaceChildren(...services.map((each) => h('div', { class: 'service', dataset: { state: each.state } },
       h('div', { class: 'service-head' }, h('span', { class: 'dot' }), h('strong', {}, t(`service.${each.kind}`)), h('span', { class: 'chip' }, t(`service.state.${each.state}`))),
       h('div', { class: 'faint' }, each.address, each.state === 'serving' ? ` · ${duration(each.milliseconds)}` : ''),
-      each.runs ? h('div', { class: 'faint' }, each.runs.error ?? t('system.runs', { ...each.runs, provider: shortly(each.runs.provider) })) : null)));
+      each.runs ? h('div', { class: 'faint' }, each.runs.error ?? t('system.runs', { ...each.runs, count: each.runs.threads, provider: shortly(each.runs.provider) })) : null)));
     const well = services.filter((each) => each.state === 'serving').length;
     state.textContent = t('system.well', { well, all: services.length });
   }
