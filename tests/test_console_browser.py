@@ -81,6 +81,7 @@ async def opened(browser: Browser, url: str, **options: object) -> AsyncIterator
     """A page of a new person; errors of its own and questions to other hosts fail the test."""
     settings = {"locale": "en-GB", "reduced_motion": "reduce", **options}
     context = await browser.new_context(**settings)  # type: ignore[arg-type]
+    context.set_default_timeout(60 * SECONDS)
     page = await context.new_page()
     faults: list[str] = []
     asked: list[str] = []
