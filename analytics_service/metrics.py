@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 __all__ = ["AnalyticsMetrics"]
 
@@ -11,6 +11,9 @@ class AnalyticsMetrics:
     """One set of metrics on a registry of its own, so that a process can hold two services."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.info = Info(
+            "sfic_analytics", "Model bundle, execution provider, retention.", registry=registry
+        )
         self.faces = Counter(
             "sfic_analytics_faces_total",
             "Faces received, by outcome: OK, REPEATED or the code of the error.",

@@ -86,6 +86,14 @@ class AnalyticsService:
         codecs = await loop.run_in_executor(self._analysis, self._load_codecs)
         self._codecs, self._codec = codecs, codecs.own
         log.info("codecs loaded", model_bundles=codecs.bundles)
+        self._metrics.info.info(
+            {
+                "model_bundle": self._codec.model_bundle,
+                "provider": self._codec.provider,
+                "retention_seconds": f"{86_400 * settings.retention_days:.0f}",
+                "retention_results": str(settings.max_results),
+            }
+        )
         self._index = FaceIndex(settings.exact_faces)
         visits = VisitTracker(settings.visit_gap_seconds, self._visit_similarity())
         watchlists = Watchlists(self._codec.model_bundle, enabled=settings.watchlists)

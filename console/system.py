@@ -44,11 +44,17 @@ FIGURES: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "feeds": ("sum", "sfic_analytics_feed_connected"),
         "faces": ("sum", "sfic_analytics_faces_total"),
         "queue": ("sum", "sfic_analytics_queue_faces"),
+        "newest_lag": ("max", "sfic_analytics_newest_lag_seconds"),
         "lag_p95": ("p95", "sfic_analytics_lag_seconds"),
         "search_p95": ("p95", "sfic_analytics_search_seconds"),
         "index_faces": ("sum", "sfic_analytics_index_faces"),
         "index_bytes": ("sum", "sfic_analytics_index_bytes"),
+        "subscribers": ("sum", "sfic_analytics_subscribers"),
+        "webhook_waiting": ("sum", "sfic_analytics_webhook_waiting"),
+        "alerts": ("sum", "sfic_analytics_alerts_total"),
+        "unknown": ("sum", "sfic_analytics_faces_unknown_total"),
         "pruned": ("sum", "sfic_analytics_results_pruned_total"),
+        "forgotten": ("sum", "sfic_analytics_results_forgotten_total"),
         "missed": ("sum", "sfic_analytics_faces_missed_total"),
     },
     "decoder": {
@@ -130,6 +136,10 @@ def _sum(samples: list[Sample], metric: str) -> float | None:
     return sum(values) if values else None
 
 
+def _max(samples: list[Sample], metric: str) -> float | None:
+    return max((value for name, _, value in samples if name == metric), default=None)
+
+
 def _p95(samples: list[Sample], metric: str) -> float | None:
     """Upper bound of the bucket that holds the 95th percentile, over all labels; None: nothing."""
     buckets: dict[float, float] = {}
@@ -145,7 +155,7 @@ def _p95(samples: list[Sample], metric: str) -> float | None:
     return next((b for b in finite if buckets[b] >= 0.95 * total), finite[-1] if finite else None)
 
 
-_READERS = {"sum": _sum, "p95": _p95}
+_READERS = {"sum": _sum, "max": _max, "p95": _p95}
 
 
 def _errors(samples: list[Sample]) -> list[dict[str, Any]]:

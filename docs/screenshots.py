@@ -1,8 +1,9 @@
 """Screenshots of the console: `python docs/screenshots.py [FOLDER]`, from a real run.
 
-Starts the services, sends faces as cameras do, and drives Chromium through every view. Nobody is on
-the pictures: faces are sampled from the codec's own prior, and the one photograph is of Eileen
-Collins by NASA (public domain), which ships along with the project.
+Made anew with every model bundle; the same faces and views come out each time. Starts the services,
+sends faces as cameras do, and drives Chromium through every view. Nobody is on the pictures: faces
+are sampled from the codec's own prior, and the one photograph is of Eileen Collins by NASA (public
+domain), which ships along with the project.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,7 @@ FLAGS = [
 ]
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
+WAIT = 300_000.0  # milliseconds; a machine at work may take long
 
 
 def synthetic_face(codec: Codec, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -67,22 +70,16 @@ def as_frame(face: NDArray[np.uint8], random: np.random.Generator) -> bytes:
 
 
 async def send(edge: str, frames: Sequence[tuple[str, float, bytes]]) -> list[str]:
-    """Stream frames (camera, time of capture, JPEG); returns the ids of the faces kept."""
+    """Send frames (camera, time of capture, JPEG) in turn; returns the ids of the faces kept."""
     ids: list[str] = []
     async with open_channel(edge) as channel:
         stub = edge_pb2_grpc.EdgeIngestStub(channel)
-        for camera in CAMERAS:
-
-            async def requests(camera: str = camera) -> AsyncIterator[edge_pb2.StreamFramesRequest]:
-                mine = [frame for frame in frames if frame[0] == camera]
-                for number, (_, captured, picture) in enumerate(mine):
-                    request = edge_pb2.StreamFramesRequest(
-                        camera_id=camera, frame_number=number, encoded=picture
-                    )
-                    request.capture_time.FromNanoseconds(int(captured * 1e9))
-                    yield request
-
-            async for receipt in stub.StreamFrames(requests()):
+        for number, (camera, captured, picture) in enumerate(frames):
+            request = edge_pb2.StreamFramesRequest(
+                camera_id=camera, frame_number=number, encoded=picture
+            )
+            request.capture_time.FromNanoseconds(int(captured * 1e9))
+            async for receipt in stub.StreamFrames(iter([request])):
                 ids.extend(face.face_id for face in receipt.faces)
     return ids
 
@@ -116,11 +113,18 @@ async def look_for(analytics: str, people: Sequence[tuple[str, bytes]]) -> None:
             await stub.PutWatchlistEntry(asked)
 
 
+def address(port: int) -> str:
+    """This port of loopback, as a reader will see it; where it is taken, a free one."""
+    with socket.socket() as probe:
+        taken = probe.connect_ex(("127.0.0.1", port)) == 0
+    return free_address() if taken else f"127.0.0.1:{port}"
+
+
 def start_services(folder: Path) -> tuple[ServiceGroup, dict[str, str]]:
     """The services and the console, with all they keep in `folder`."""
     names = ("edge", "analytics", "decoder", "console")
-    at = {name: free_address() for name in names}
-    pages = {name: free_address() for name in names}
+    at = dict(zip(names, map(address, (50051, 50052, 50053, 50080)), strict=True))
+    pages = dict(zip(names, map(address, (9101, 9102, 9103, 9105)), strict=True))
     own = {
         "edge": [f"--data-dir={folder / 'edge'}"],
         "analytics": [
@@ -156,7 +160,7 @@ async def live(page: Page, url: str) -> None:
     """Every card in sight has its picture."""
     await page.goto(f"{url}/#/live")
     await page.wait_for_selector(".card img")
-    await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=60_000)
+    await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=WAIT)
 
 
 async def face(page: Page, url: str, face_id: str, purpose: str) -> None:
@@ -166,7 +170,7 @@ async def face(page: Page, url: str, face_id: str, purpose: str) -> None:
     await page.check(".ask input[type=checkbox]")
     await page.set_input_files("#frame-file", demo_photograph())
     await page.click(".ask button[type=submit]")
-    await page.wait_for_selector(".step[data-layer=enhanced][data-state=done]", timeout=60_000)
+    await page.wait_for_selector(".step[data-layer=enhanced][data-state=done]", timeout=WAIT)
 
 
 async def shoot(browser: Browser, url: str, ids: Sequence[str], to: Path) -> None:
@@ -190,14 +194,14 @@ async def shoot(browser: Browser, url: str, ids: Sequence[str], to: Path) -> Non
             await save(page, to / "face-frame-light.webp")
         await page.goto(f"{url}/#/search?face={ids[-1]}")
         await page.wait_for_selector(".similarity")
-        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=60_000)
+        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=WAIT)
         await save(page, to / f"search-{theme}.webp")
         await page.goto(f"{url}/#/system")
         await page.wait_for_selector(".figure")
         await save(page, to / f"system-{theme}.webp")
         await page.goto(f"{url}/#/alerts")
         await page.wait_for_selector(".entries li")
-        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=60_000)
+        await expect(page.locator(".card-picture:not(:has(img))")).to_have_count(0, timeout=WAIT)
         await save(page, to / f"alerts-{theme}.webp")
         await context.close()
     context = await browser.new_context(
@@ -227,18 +231,18 @@ async def main(to: Path) -> None:
     pictures = [as_frame(synthetic_face(codec, random), random) for _ in range(FACES)]
     photograph = demo_photograph().read_bytes()
     pictures += [photograph] * 3
-    now = time.time()
-    ages = [*np.sort(random.uniform(20, 900, FACES))[::-1], 9.0, 6.0, 3.0]
-    frames = [
-        (CAMERAS[min(number, FACES) % len(CAMERAS)], now - age, picture)
-        for number, (age, picture) in enumerate(zip(ages, pictures, strict=True))
-    ]
+    ages = [*np.sort(random.uniform(12, 58, FACES))[::-1], 9.0, 6.0, 3.0]
     people = [("Person 7", photograph), ("Person 12", pictures[5]), ("Person 15", pictures[11])]
     with tempfile.TemporaryDirectory(prefix="sfic-shots-") as folder:
         group, at = start_services(Path(folder))
         with group:
             await grant_all_faces(at["edge"], "screenshots of the documentation", 1.0)
             await look_for(at["analytics"], people)
+            now = time.time()
+            frames = [
+                (CAMERAS[min(number, FACES) % len(CAMERAS)], now - age, picture)
+                for number, (age, picture) in enumerate(zip(ages, pictures, strict=True))
+            ]
             ids = sorted(await send(at["edge"], frames))  # ULIDs sort by time of capture
             await asyncio.wait_for(analysed(at["analytics"], ids), 120)
             async with async_playwright() as playwright:

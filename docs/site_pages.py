@@ -18,6 +18,24 @@ ROOT = Path(__file__).parent.parent
 PROTOS = ("edge", "analytics", "decoder", "control", "common")
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of a folder in the place of its name in the navigation."""
+    for entry in config.nav or []:
+        for title, target in entry.items():
+            if isinstance(target, str) and target.endswith("/"):
+                folder = Path(config.docs_dir) / target
+                entry[title] = [{_title(path): target + path.name} for path in _pages(folder)]
+    return config
+
+
+def _pages(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.md"))
+
+
+def _title(path: Path) -> str:
+    return path.read_text().partition("\n")[0].removeprefix("# ")
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     for path, content in pages().items():
@@ -81,7 +99,8 @@ def protos() -> str:
 def model_cards() -> str:
     """The cards of the weights in `models/`, one after the other; their headings one level down."""
     parts = ["# Models\n"]
-    for path in sorted((ROOT / "models").glob("*.md"), key=lambda p: (p.name != "README.md", p)):
+    cards = _pages(ROOT / "models") + _pages(ROOT / "models" / "judges")
+    for path in sorted(cards, key=lambda path: (len(path.parts), path.name != "README.md", path)):
         text = re.sub(r"^(#+ )", r"#\1", path.read_text(), flags=re.M)
         # Links lead into the repository, which the site is not part of: keep their words.
         parts.append(re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"\1", text))

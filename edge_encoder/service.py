@@ -95,7 +95,13 @@ class EdgeService:
             "model_bundle": codec.model_bundle,
             "provider": codec.provider,
         }
-        self._metrics.info.info(facts)
+        self._metrics.info.info(
+            {
+                **facts,
+                "retention_seconds": f"{3600 * settings.retention_hours:.0f}",
+                "retention_bytes": str(settings.retention_bytes),
+            }
+        )
         # The head in the log of the machine is one more witness of the audit log.
         log.info("edge is warm", **facts, audit_head=audit.head)
 

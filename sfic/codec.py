@@ -64,7 +64,7 @@ class Codec:
 
     @classmethod
     def load(
-        cls, bundle: Path | None = None, *, provider: str = "auto", threads: int = 0
+        cls, bundle: Path | str | None = None, *, provider: str = "auto", threads: int = 0
     ) -> Codec:
         """Open the model bundle in a directory (default: the one that ships).
 
@@ -72,7 +72,8 @@ class Codec:
         Raises BundleError when the bundle is not whole or lacks the heads of a machine task,
         ProviderUnavailable for a GPU that is not there (when the first large network is loaded).
         """
-        codec = cls(ModelBundle.load(bundle), provider, threads)
+        directory = None if bundle is None else Path(bundle)
+        codec = cls(ModelBundle.load(directory), provider, threads)
         lacking = [name for name in HEADS if name not in _outputs(codec._heads)]
         if lacking:
             raise BundleError(

@@ -19,7 +19,11 @@ from cloud_decoder.service import DecoderService
 from cloud_decoder.settings import DecoderSettings
 from console.service import ConsoleServer
 from console.settings import ConsoleSettings
+from sfic.grants import grant_all_faces, list_grants, revoke_grant
+from sfic.service.client import open_channel
+from sfic.service.identity import Identity
 from sfic.service.server import ServiceServer
+from sfic.v1 import analytics_pb2, analytics_pb2_grpc, control_pb2, control_pb2_grpc
 
 __all__ = ["Rig", "client_of", "console_settings", "running_rig"]
 
@@ -48,6 +52,34 @@ class Rig:
         return ids
 
     _kept: int = 0
+
+    async def clear(self) -> None:
+        """Faces, results, watchlists and grants as at the start: a test finds nothing of another.
+
+        Metrics and the audit log go on; whoever looks at them compares.
+        """
+        async with open_channel(self.edge.address) as channel:
+            scope = control_pb2.ForgetScope()
+            scope.captured_before.FromSeconds(int(time.time()) + 86_400)
+            await control_pb2_grpc.EdgeControlStub(channel).Forget(
+                control_pb2.ForgetRequest(scope=scope, reason="the next test")
+            )
+        async with open_channel(self.analytics.address) as channel:
+            stub = analytics_pb2_grpc.AnalyticsStub(channel)
+            lists = await stub.ListWatchlists(analytics_pb2.ListWatchlistsRequest())
+            for each in lists.watchlists:
+                gone = analytics_pb2.RemoveWatchlistRequest(watchlist_id=each.watchlist_id)
+                await stub.RemoveWatchlist(gone)
+
+            async def empty() -> bool:
+                answer = await stub.SearchFaces(analytics_pb2.SearchFacesRequest(limit=1))
+                return not answer.hits
+
+            await eventually(empty)
+        nobody = Identity()
+        for grant in await list_grants(self.edge.address, nobody):
+            await revoke_grant(self.edge.address, nobody, grant.grant_id)
+        await grant_all_faces(self.edge.address, "a test", 1.0)
 
     def results(self) -> float:
         """How many results analytics has made."""

@@ -28,8 +28,10 @@ from sfic.locations import demo_photograph
 from sfic.processes import free_address
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("encode", "decode", "info", "analyze", "serve", "camera", "reconstruct", "demo",
-            "eval")
+COMMANDS = (
+    *("encode", "decode", "info", "analyze", "serve", "camera", "reconstruct", "demo", "eval"),
+    "results",
+)
 README_PORTS = (50051, 50052, 50053, 50080, 9101, 9102, 9103, 9105)
 
 

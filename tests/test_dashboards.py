@@ -1,4 +1,4 @@
-"""The Grafana dashboards: every metric in them is one that a service exports."""
+"""The Grafana dashboards: they show every metric that a service exports, and no other."""
 
 from __future__ import annotations
 
@@ -63,6 +63,18 @@ def test_every_metric_and_label_is_exported(path: Path) -> None:
             grouped = re.search(r"by \(([\w, ]+)\)", expression)
             wanted = set(grouped[1].split(", ")) if grouped else set()
             assert wanted <= names[metric], (expression, names[metric])
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_every_metric_of_a_service_is_on_its_dashboard(path: Path) -> None:
+    shown = " ".join(expressions(json.loads(path.read_text())["panels"]))
+    registry = CollectorRegistry()
+    ErrorInterceptor(registry)
+    METRICS[path.stem](registry)
+    suffixes = {"counter": "_total", "histogram": "_bucket", "info": "_info", "gauge": ""}
+    for metric in registry.collect():
+        name = metric.name + suffixes[metric.type]
+        assert re.search(rf"\b{name}\b", shown), name
 
 
 def test_each_service_has_its_dashboard_and_each_names_the_provisioned_source() -> None:

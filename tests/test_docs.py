@@ -38,15 +38,21 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path: Path
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every `sfic` command of the code blocks, with the page it is on."""
+    """Every `sfic` command, in blocks and within sentences, with the page it is on."""
     found = []
     for page in PAGES:
-        for block in re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(), re.M | re.S):
+        text = page.read_text().replace("\\\n", " ")
+        for block in re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.M | re.S):
             found += [
                 (page.name, line.removeprefix("$ ").removesuffix("&").strip())
                 for line in block.splitlines()
                 if re.match(r"(\$ )?sfic ", line)
             ]
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        found += [
+            (page.name, " ".join(command.split()).removesuffix(" ..."))
+            for command in re.findall(r"`(sfic [^`]+)`", prose)
+        ]
     return found
 
 

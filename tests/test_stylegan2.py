@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,16 +332,6 @@ def test_activations_are_clamped_as_in_nvidias_training() -> None:
     styles = torch.randn(1, 4, STYLE_DIM, generator=torch.Generator().manual_seed(2))
     assert from_state_dict(state).features(styles, 4).max() == 256
     assert from_state_dict(state, conv_clamp=float("inf")).features(styles, 4).max() > 9000
-
-
-def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = Path(__file__).parent.parent / "docs" / "how-to" / "own-checkpoint.md"
-    blocks = re.findall(r"```python\n(from sfic.*?)```", guide.read_text(), flags=re.DOTALL)
-    assert blocks
-    torch.save({"G_ema": make_state("nvidia", upto(64))}, tmp_path / "G_ema.pt")
-    monkeypatch.chdir(tmp_path)
-    for block in blocks:
-        exec(block, {})
 
 
 def save_as(kind: str, layout: str, state: State, path: Path) -> Path:

@@ -81,11 +81,11 @@ export function alertsView() {
 
   function listBox(list) {
     return h('section', { class: 'panel-box' },
-      h('div', { class: 'service-head' }, h('h2', {}, list.id), h('span', { class: 'chip' }, t('alerts.threshold', { value: number(list.threshold, 2) })),
+      h('div', { class: 'list-head' }, h('h2', {}, list.id), h('span', { class: 'chip' }, t('alerts.threshold', { value: number(list.threshold, 2) })),
         button(t('alerts.remove', { name: list.id }), { icon: 'bin', kind: 'ghost push', quiet: true, onclick: () => remove(path(list.id)) })),
       h('p', { class: 'faint' }, list.purpose),
       h('ul', { class: 'entries' }, list.entries.map((entry) => h('li', {},
-        h('span', {}, h('strong', {}, entry.label), h('span', { class: 'faint' }, entry.outdated ? ` ${t('alerts.entry.outdated')}` : entry.expires ? ` ${t('alerts.entry.until', { time: moment(entry.expires) })}` : '')),
+        h('span', { class: 'entry' }, h('strong', {}, entry.label), h('span', { class: 'faint' }, entry.outdated ? t('alerts.entry.outdated') : entry.expires ? t('alerts.entry.until', { time: moment(entry.expires) }) : '')),
         button(t('alerts.remove', { name: entry.label }), { icon: 'bin', kind: 'ghost', quiet: true, onclick: () => remove(path(list.id, 'entries', entry.id)) })))),
       entryForm(list));
   }

@@ -24,10 +24,14 @@ export function described(face) {
   });
 }
 
-// The two or three words that fit on a card.
+// The words that fit on a card.
 export function inShort(face) {
   const parts = described(face).filter((each) => each.sure);
   const pick = (name) => parts.find((each) => each.name === name)?.words;
-  const smiling = face.estimates.smile?.value >= 0.5 ? pick('smile') : undefined;
-  return [pick('age'), pick('gender'), smiling].filter(Boolean);
+  return [pick('age'), pick('gender')].filter(Boolean);
+}
+
+export function smiles(face) {
+  const { smile } = face.estimates;
+  return smile !== undefined && smile.confidence >= SURE_ENOUGH && smile.value >= 0.5;
 }

@@ -243,8 +243,8 @@ export function faceView(id) {
       h('span', { class: 'step-text' },
         h('span', { class: 'step-line' }, h('strong', {}, t(`layer.${layer}`)), h('span', { class: 'number' }, `+ ${bytes(own)}`)),
         styled(h('span', { class: 'measure' }), { '--part': own / most }),
-        h('span', { class: 'faint' }, times),
-        came ? h('span', { class: 'faint' }, t('face.total', { bytes: bytes(came.layer_bytes), bpp: number((8 * came.layer_bytes) / PIXELS, 5), time: duration(came.arrived) })) : null)));
+        came ? h('span', { class: 'step-fact' }, t('face.total', { bytes: bytes(came.layer_bytes), bpp: number((8 * came.layer_bytes) / PIXELS, 5), time: duration(came.arrived) })) : null,
+        h('span', { class: 'step-fact faint' }, times))));
     const old = steps.children[index];
     if (old) old.replaceWith(step);
     else steps.append(step);

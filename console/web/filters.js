@@ -70,6 +70,15 @@ export class Filters {
     this.mark();
   }
 
+  // Start with these cameras alone.
+  choose(cameras) {
+    for (const camera of cameras) {
+      this.cameras.add(camera);
+      this.chosen.add(camera);
+    }
+    this.build();
+  }
+
   know(camera) {
     if (this.cameras.has(camera)) return;
     this.cameras.add(camera);

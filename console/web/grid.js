@@ -9,10 +9,8 @@ const GAP = 12;
 const ROWS_BEYOND = 2;
 
 export class Grid {
-  constructor({ draw, label, narrowest = 164, caption = 98, onEnd = () => {}, onScroll = () => {} }) {
+  constructor({ draw, label, onEnd = () => {}, onScroll = () => {} }) {
     this.draw = draw;
-    this.narrowest = narrowest;
-    this.caption = caption;
     this.onEnd = onEnd;
     this.onScroll = onScroll;
     this.items = [];
@@ -51,10 +49,11 @@ export class Grid {
 
   measure() {
     const width = this.sheet.clientWidth;
-    const narrowest = Math.min(this.narrowest, Math.max(110, (width - GAP) / 2));
+    const style = getComputedStyle(this.element);
+    const narrowest = Math.min(parseFloat(style.getPropertyValue('--card-narrowest')), Math.max(110, (width - GAP) / 2));
     this.columns = Math.max(1, Math.floor((width + GAP) / (narrowest + GAP)));
     this.width = (width - GAP * (this.columns - 1)) / this.columns;
-    this.height = this.width + this.caption;
+    this.height = this.width + parseFloat(style.getPropertyValue('--card-caption'));
   }
 
   update(moved = false) {

@@ -16,7 +16,7 @@ const HISTORY = 200;
 const LATE_MS = 3000;
 const RATE_SECONDS = 10;
 
-export function liveView() {
+export function liveView(parameters) {
   let faces = []; // newest first, at most MOST_FACES
   let waiting = []; // arrived and not shown, newest first
   const ids = new Set();
@@ -31,6 +31,7 @@ export function liveView() {
   let generation = 0; // a change of filters makes answers under way stale
 
   const filters = new Filters(() => { restart(); });
+  filters.choose(parameters.getAll('camera'));
   const grid = new Grid({ draw: faceCard, label: t('live.faces'), onEnd: () => older(), onScroll: () => { if (grid.atTop && !paused) release(); } });
   const stateChip = h('span', { class: 'chip state' });
   const facts = h('span', { class: 'facts' });

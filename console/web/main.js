@@ -12,7 +12,7 @@ import { signInView } from './signin.js';
 import { systemView } from './system.js';
 
 const VIEWS = {
-  live: () => liveView(),
+  live: (_, parameters) => liveView(parameters),
   search: (_, parameters) => searchView(parameters),
   alerts: () => alertsView(),
   system: () => systemView(session),

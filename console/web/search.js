@@ -70,7 +70,7 @@ export function searchView(parameters) {
     const thumb = h('span', { class: 'thumb' });
     if (picture) thumb.append(h('img', { src: URL.createObjectURL(picture), alt: '', onload: (event) => URL.revokeObjectURL(event.target.src) }));
     else preview(faceId, (address) => { if (address) thumb.replaceChildren(h('img', { src: address, alt: '' })); });
-    example.replaceChildren(thumb, h('span', { class: 'example-name' }, t('search.like', { what: picture ? picture.name : faceId })), clear);
+    example.replaceChildren(thumb, h('span', { class: 'example-name' }, picture ? t('search.like', { what: picture.name }) : t('search.like.face')), clear);
   }
 
   // Of each visit the best hit, which comes first.

@@ -2,22 +2,30 @@
 
 import { ask, get, post } from './api.js';
 import { button, h, icon, styled } from './dom.js';
-import { bytes, clock, duration, known, moment, number, percent, t } from './i18n.js';
+import { bytes, clock, duration, moment, number, percent, t } from './i18n.js';
 
 const EVERY_MS = 5000;
 const CAMERAS_EVERY_MS = 15_000;
 const QUIET_MS = 10 * 60_000;
 const AS_BYTES = new Set(['store_bytes', 'index_bytes', 'cache_bytes']);
-const AS_SECONDS = /_p95$/;
+const AS_SECONDS = new Set(['newest_lag']);
+const AT_MOST_SECONDS = /_p95$/;
 // Figures that should be nought, and stand out when they are not.
 const BAD = new Set(['feed_missed', 'missed']);
 
 const figure = (name, value) => {
   if (value === null) return '–';
   if (AS_BYTES.has(name)) return bytes(value);
-  if (AS_SECONDS.test(name)) return t('system.at_most', { value: duration(1000 * value) });
+  if (AS_SECONDS.has(name)) return duration(1000 * value);
+  if (AT_MOST_SECONDS.test(name)) return t('system.at_most', { value: duration(1000 * value) });
   return number(value);
 };
+
+const shortly = (provider) => provider.replace('ExecutionProvider', '');
+
+// How long a service keeps what it keeps, and how much of it.
+const keeps = ({ retention_seconds: seconds, retention_bytes: size, retention_results: results }) => (seconds
+  ? t('system.keeps', { time: duration(1000 * seconds), most: size ? bytes(Number(size)) : t('system.results', { count: Number(results) }) }) : '');
 
 export function systemView(session) {
   const admin = session.roles.includes('admin');
@@ -34,8 +42,8 @@ export function systemView(session) {
   const element = h('section', { class: 'view system' },
     h('header', { class: 'bar' }, h('h1', {}, t('system.title')), state),
     h('div', { class: 'system-columns' },
+      h('div', { class: 'whole' }, box(t('system.services'), null, health)),
       h('div', { class: 'column' },
-        box(t('system.services'), null, health),
         box(t('system.cameras'), t('system.cameras.hint'), cameraTable),
         box(t('system.grants'), t('system.grants.hint'), grants),
         box(t('system.errors'), t('system.errors.hint'), errors)),
@@ -48,8 +56,7 @@ export function systemView(session) {
     health.replaceChildren(...services.map((each) => h('div', { class: 'service', dataset: { state: each.state } },
       h('div', { class: 'service-head' }, h('span', { class: 'dot' }), h('strong', {}, t(`service.${each.kind}`)), h('span', { class: 'chip' }, t(`service.state.${each.state}`))),
       h('div', { class: 'faint' }, each.address, each.state === 'serving' ? ` · ${duration(each.milliseconds)}` : ''),
-      each.runs ? h('dl', { class: 'facts-list' }, Object.entries(each.runs).flatMap(([name, value]) => [
-        h('dt', {}, known(`system.runs.${name}`) ? t(`system.runs.${name}`) : name), h('dd', {}, h('code', {}, String(value).replace('ExecutionProvider', '')))])) : null)));
+      each.runs ? h('div', { class: 'faint' }, each.runs.error ?? t('system.runs', { ...each.runs, count: each.runs.threads, provider: shortly(each.runs.provider) })) : null)));
     const well = services.filter((each) => each.state === 'serving').length;
     state.textContent = t('system.well', { well, all: services.length });
   }
@@ -57,7 +64,7 @@ export function systemView(session) {
   function drawPages(list) {
     pages.replaceChildren(...list.map((page) => h('div', { class: 'figures' },
       h('h3', {}, page.kind ? t(`service.${page.kind}`) : t('system.page.unread'), h('span', { class: 'faint' }, ` ${page.address}`)),
-      page.runs?.provider ? h('p', { class: 'faint' }, t('system.provider', { provider: page.runs.provider.replace('ExecutionProvider', ''), bundle: page.runs.model_bundle })) : null,
+      page.runs?.provider ? h('p', { class: 'faint' }, [t('system.provider', { provider: shortly(page.runs.provider), bundle: page.runs.model_bundle }), keeps(page.runs)].filter(Boolean).join(' · ')) : null,
       h('dl', { class: 'figure-grid' }, Object.entries(page.figures).map(([name, value]) => h('div', { class: BAD.has(name) && value ? 'figure bad' : 'figure' },
         h('dt', {}, t(`figure.${page.kind}.${name}`)), h('dd', {}, figure(name, value))))))));
     if (!list.length) pages.replaceChildren(h('p', { class: 'faint' }, t('system.page.none')));
@@ -69,7 +76,7 @@ export function systemView(session) {
 
   function drawCameras(cameras) {
     cameraRows.replaceChildren(...cameras.map((each) => h('tr', {},
-      h('td', {}, h('a', { href: `#/live`, class: 'plain' }, each.camera)), h('td', {}, each.edge),
+      h('td', {}, h('a', { href: `#/live?camera=${encodeURIComponent(each.camera)}`, class: 'plain' }, each.camera)), h('td', {}, each.edge),
       h('td', { class: Date.now() - each.last > QUIET_MS ? 'faint' : '' }, clock(each.last)),
       h('td', { class: 'number' }, number(each.faces)),
       h('td', {}, h('span', { class: 'with-output' }, styled(h('span', { class: 'measure' }), { '--part': each.mean_score }), percent(each.mean_score))))));

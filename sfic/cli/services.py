@@ -122,7 +122,8 @@ def _serve_all(config: Path | None) -> None:
             _grant_to_ourselves(settings["edge"])
             typer.echo("all services take calls; Ctrl-C stops them")
             if "console" in settings:
-                typer.echo(f"look at the faces: http://{settings['console'].listen}")
+                scheme = "https" if settings["console"].tls_certificate else "http"
+                typer.echo(f"look at the faces: {scheme}://{settings['console'].listen}")
             group.wait_for_any()
         except _Stopped:
             pass
