@@ -52,7 +52,7 @@ class FeedService:
         self.registry = CollectorRegistry()
         self.stopping = asyncio.Event()
         self.feed = BasicLayerFeed(
-            store, EdgeMetrics(self.registry), self.stopping, max_subscribers=100
+            store, EdgeMetrics(self.registry), self.stopping, "edge-1", max_subscribers=100
         )
 
     async def start(self) -> None: ...
