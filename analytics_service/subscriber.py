@@ -4,12 +4,13 @@ Belongs here: the order of things between an edge's feed and the committed resul
 here: the tables, the messages, and who reads the results.
 
     feed of edge A --\\
-    feed of edge B ---+--> bounded queue --> worker: analyse a batch --> one commit --> announce
+    feed of edge B ---+-> bounded queue -> worker: analyse a batch -> keeper: one commit -> announce
     feed of edge C --/
 
-Only `BasicLayerFeed.Subscribe` is ever called. A full queue stops the feeds, and gRPC's flow
-control then stops the edges. A failed analysis is the face's own record; a failed commit is tried
-again until it succeeds, because going on without it would lose faces.
+A full queue stops the feeds, and gRPC's flow control then stops the edges. A failed analysis is the
+face's own record; a failed commit is tried again until it succeeds, because going on without it
+would lose faces. Over NATS the feeds are others, and between worker and keeper is the stream that
+all replicas read: `analytics_service.group`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
@@ -37,20 +39,38 @@ from sfic.service.client import Backoff, from_rpc_error, open_channel
 from sfic.service.identity import Identity
 from sfic.v1 import common_pb2, control_pb2, edge_pb2, edge_pb2_grpc
 
-__all__ = ["Arrival", "EdgeFeed", "Worker"]
+__all__ = ["Arrival", "EdgeFeed", "Keep", "Keeper", "Place", "Worker", "opened"]
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """One face as it came from an edge. `cursor` is the edge's, in its log `log_id`."""
+    """One face as it came from an edge. `cursor` is the edge's, in its log `log_id`.
+
+    `key` is the one of its sealed basic layer, where what is read goes on to other replicas.
+    """
 
     edge: str
     cursor: int
     face: common_pb2.FaceInfo
     basic: bytes
     log_id: str = ""
+    key: bytes = b""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far an edge was read: up to a cursor, in the log of that name."""
+
+    cursor: int
+    log_id: str
+
+
+Keep: TypeAlias = Callable[
+    [Sequence[StoredResult], Sequence[FailedFace], Sequence[Arrival]], Awaitable[set[str]]
+]
+"""Keeps what was read from a batch; returns the ids of the faces that were new."""
 
 
 class EdgeFeed:
@@ -124,46 +144,33 @@ class EdgeFeed:
                         self._edge,
                         response.cursor,
                         response.face,
-                        _opened(response),
+                        opened(response, response.key),
                         response.log_id,
                     )
                 )
                 self._cursor, self._log_id = response.cursor, response.log_id
 
 
-def _opened(response: edge_pb2.SubscribeResponse) -> bytes:
+def opened(response: edge_pb2.SubscribeResponse, key: bytes) -> bytes:
     """The basic layer's packet; empty, which no analysis takes, when the key does not open it."""
-    if not response.key:
+    if not key:
         return bytes(response.basic)  # An edge of the release before sealed layers.
     try:
-        return open_layer(response.key, response.basic, response.face.face_id, "basic")
+        return open_layer(key, response.basic, response.face.face_id, "basic")
     except PacketError as error:
         log.error("sealed layer not opened", reason=error.message)
         return b""
 
 
-class Worker:
-    """Takes faces from the queue, a batch at a time, and keeps what they say."""
+class Keeper:
+    """Commits results, but none of faces that are to be forgotten, and makes them known."""
 
     def __init__(
-        self,
-        codec: Codec,
-        executor: Executor,
-        store: ResultStore,
-        queue: asyncio.Queue[Arrival],
-        metrics: AnalyticsMetrics,
-        batch_faces: int,
-        min_trusted_score: float,
-        kept: Callable[[Committed], None],
+        self, store: ResultStore, metrics: AnalyticsMetrics, kept: Callable[[Committed], None]
     ) -> None:
         """`kept` is called in the event loop with what each commit made."""
-        self._codec = codec
-        self._executor = executor
         self._store = store
-        self._queue = queue
         self._metrics = metrics
-        self._batch_faces = batch_faces
-        self._min_trusted_score = min_trusted_score
         self._kept = kept
         # An edge sends nothing more of what it has forgotten: only what is under way is looked at,
         # and no more than the queue holds can be.
@@ -173,6 +180,43 @@ class Worker:
         """Keeps nothing of what an order means and an edge had sent before it was given."""
         self._orders.append((edge, order))
 
+    async def keep_batch(
+        self,
+        results: Sequence[StoredResult],
+        failures: Sequence[FailedFace],
+        batch: Sequence[Arrival],
+    ) -> set[str]:
+        """Keeps what the edges sent themselves, and up to where they are read; a `Keep`."""
+        # A later face of the same edge comes later in the batch, so the last cursor wins.
+        places = {arrival.edge: Place(arrival.cursor, arrival.log_id) for arrival in batch}
+        return await self.keep(results, failures, batch, places)
+
+    async def keep(
+        self,
+        results: Sequence[StoredResult],
+        failures: Sequence[FailedFace],
+        batch: Sequence[Arrival],
+        places: Mapping[str, Place],
+    ) -> set[str]:
+        """Commits in one transaction, trying until it succeeds; returns ids of faces not known."""
+        backoff = Backoff()
+        cursors = {edge: place.cursor for edge, place in places.items()}
+        logs = {edge: place.log_id for edge, place in places.items()}
+        while True:
+            # Looked at right before each write: the order's own write comes before it or after it.
+            unwanted = {a.face.face_id for a in batch if self._is_forgotten(a)}
+            wanted = [result for result in results if result.face_id not in unwanted]
+            told = [failure for failure in failures if failure.face_id not in unwanted]
+            try:
+                made = await self._store.commit(wanted, told, cursors, logs)
+                break
+            except StorageError as error:
+                self._metrics.commit_failures.inc()
+                log.error("results not kept, trying again", reason=error.message)
+                await asyncio.sleep(backoff.next_seconds())
+        self._kept(made)
+        return {result.face_id for result in made.results}
+
     def _is_forgotten(self, arrival: Arrival) -> bool:
         return any(
             edge == arrival.edge
@@ -180,6 +224,28 @@ class Worker:
             and is_meant(order, arrival.face)
             for edge, order in self._orders
         )
+
+
+class Worker:
+    """Takes faces from the queue, a batch at a time, and keeps what they say."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        executor: Executor,
+        keep: Keep,
+        queue: asyncio.Queue[Arrival],
+        metrics: AnalyticsMetrics,
+        batch_faces: int,
+        min_trusted_score: float,
+    ) -> None:
+        self._codec = codec
+        self._executor = executor
+        self._keep_batch = keep
+        self._queue = queue
+        self._metrics = metrics
+        self._batch_faces = batch_faces
+        self._min_trusted_score = min_trusted_score
 
     async def run(self) -> None:
         """Works until cancelled. What is in the queue then comes again with the next start."""
@@ -237,31 +303,8 @@ class Worker:
                     FailedFace(face_id, arrival.edge, error.code, error.message, time.time_ns())
                 )
         _log_failures(failures)
-        # A later face of the same edge comes later in the batch, so the last cursor wins.
-        made = await self._commit(results, failures, batch)
-        self._count(batch, failures, made.results)
-        self._kept(made)
-
-    async def _commit(
-        self,
-        results: Sequence[StoredResult],
-        failures: Sequence[FailedFace],
-        batch: Sequence[Arrival],
-    ) -> Committed:
-        backoff = Backoff()
-        cursors = {arrival.edge: arrival.cursor for arrival in batch}
-        logs = {arrival.edge: arrival.log_id for arrival in batch}
-        while True:
-            # Looked at right before each write: the order's own write comes before it or after it.
-            unwanted = {a.face.face_id for a in batch if self._is_forgotten(a)}
-            wanted = [result for result in results if result.face_id not in unwanted]
-            told = [failure for failure in failures if failure.face_id not in unwanted]
-            try:
-                return await self._store.commit(wanted, told, cursors, logs)
-            except StorageError as error:
-                self._metrics.commit_failures.inc()
-                log.error("results not kept, trying again", reason=error.message)
-                await asyncio.sleep(backoff.next_seconds())
+        new = await self._keep_batch(results, failures, batch)
+        self._count(batch, failures, [result for result in results if result.face_id in new])
 
     def _count(
         self,

@@ -83,6 +83,7 @@ async def make_streams(
     Sites that the hub knows already stay. Returns all of them. Raises `Unavailable`, naming the
     site, when its leaf does not answer.
     """
+    from nats.errors import Error
     from nats.js.api import (
         DiscardPolicy,
         ExternalStream,
@@ -91,7 +92,6 @@ async def make_streams(
         StreamConfig,
         StreamSource,
     )
-    from nats.errors import Error
     from nats.js.errors import NotFoundError
 
     for site in sites:
@@ -123,7 +123,7 @@ async def make_streams(
             await _put(leaf, wanted)
         except (Error, asyncio.TimeoutError) as error:
             raise Unavailable(
-                f"site {site}: no JetStream of this domain answers; is its leaf connected? ({error})"
+                f"site {site}: no JetStream of this domain answers, is its leaf connected? {error}"
             ) from error
     jetstream = hub.jetstream()
     try:
