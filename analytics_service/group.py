@@ -195,6 +195,7 @@ class Group:
                 await _all_of(
                     self._read_faces(edge, keys, faces),
                     self._read_results(edge, keys, *results),
+                    keys.until_lost(),
                 )
 
     # -- faces, each to one replica
@@ -220,7 +221,7 @@ class Group:
             messages = await _fetch(faces)
             try:
                 arrivals = await self._open(edge, keys, messages)
-            except grpc.RpcError:
+            except (grpc.RpcError, Unavailable):
                 for message in messages:
                     await message.nak()
                 raise
@@ -332,9 +333,17 @@ class _BasicKeys:
         answer = await self._ask(face_ids)
         return {face_id: key for face_id, key in zip(face_ids, answer.keys, strict=True) if key}
 
+    async def until_lost(self) -> None:
+        """Raises `Unavailable` when the edge ends the call or is gone, also while nobody asks."""
+        await self._call.code()
+        raise Unavailable(await self._call.details() or "the edge ended the stream")
+
     async def _ask(self, face_ids: Sequence[str]) -> edge_pb2.FetchBasicKeysResponse:
         async with self._asking:
-            await self._call.write(edge_pb2.FetchBasicKeysRequest(face_ids=face_ids))
+            try:
+                await self._call.write(edge_pb2.FetchBasicKeysRequest(face_ids=face_ids))
+            except asyncio.InvalidStateError as error:
+                raise Unavailable("the edge ended the stream") from error
             answer: edge_pb2.FetchBasicKeysResponse = await self._call.read()
         if answer is grpc.aio.EOF:
             raise Unavailable("the edge ended the stream")

@@ -20,7 +20,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import grpc
@@ -54,9 +54,9 @@ class Arrival:
     edge: str
     cursor: int
     face: common_pb2.FaceInfo
-    basic: bytes
+    basic: bytes = field(repr=False)
     log_id: str = ""
-    key: bytes = b""
+    key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)

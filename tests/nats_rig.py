@@ -1,0 +1,213 @@
+"""What tests over NATS share: real servers, a hub with the leaves of two sites, and their links."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.js.errors import NotFoundError
+
+from sfic.processes import free_address
+from sfic.service.streams import FACES, RESULTS, make_streams
+
+SERVER = shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin")
+SITES = ("store-7", "store-8")
+
+
+class NatsServer:
+    """One nats-server with its store, which a restart keeps."""
+
+    def __init__(
+        self, folder: Path, config: Path, address: str, environment: dict[str, str] | None = None
+    ) -> None:
+        self.address = address
+        self._log = folder / f"{config.stem}-{address.rpartition(':')[2]}.log"
+        self._config = config
+        self._environment = environment
+        self._process: subprocess.Popen[bytes]
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"nats://{self.address}"
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def start(self) -> None:
+        assert SERVER is not None
+        self._process = subprocess.Popen(
+            [SERVER, "-c", str(self._config), "-l", str(self._log)],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+
+class Link:
+    """The way of leaves to the hub: TCP that is passed on, until it is cut."""
+
+    def __init__(self, target: str) -> None:
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
+        self._up = True
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._server = await asyncio.start_server(self._accept, host, int(port))
+
+    def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Ends what runs and takes nothing new."""
+        self._up = False
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def heal(self) -> None:
+        self._up = True
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            if self._up:
+                onward = await asyncio.open_connection(self._host, self._port)
+                self._writers |= {writer, onward[1]}
+                await asyncio.gather(
+                    self._pass_on(reader, onward[1]), self._pass_on(onward[0], writer)
+                )
+        writer.close()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+class Backbone:
+    """A hub, and the leaf of each site behind a link of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.links: dict[str, Link] = {}
+        self._ways = {site: free_address() for site in SITES}
+        self._leaves_at = free_address()
+        self.store = folder
+        # What the hub tells leaves of itself must not lead them around their links: nobody listens
+        # there.
+        self.hub = self._server(
+            folder, "hub", f'leafnodes {{ listen: "{self._leaves_at}", advertise: "127.0.0.1:1" }}'
+        )
+        self.leaves = {
+            site: self._server(
+                folder,
+                site,
+                f'leafnodes {{ reconnect: 1, remotes: [{{ url: "nats://{self._ways[site]}" }}] }}',
+            )
+            for site in SITES
+        }
+
+    def _server(self, folder: Path, name: str, leafnodes: str) -> NatsServer:
+        config, address = folder / f"{name}.conf", free_address()
+        config.write_text(
+            f'server_name: {name}\nlisten: "{address}"\n{leafnodes}\n'
+            f'jetstream {{ domain: {name}, store_dir: "{folder / name}" }}\n'
+        )
+        return NatsServer(folder, config, address)
+
+    def stop(self) -> None:
+        for server in (self.hub, *self.leaves.values()):
+            server.stop()
+
+    @asynccontextmanager
+    async def open(self, **values: Any) -> AsyncIterator[Client]:
+        """Links up and streams fresh; gives a connection to the hub. `values`: of the streams."""
+        async with contextlib.AsyncExitStack() as stack:
+            for site in SITES:
+                self.links[site] = link = Link(self._leaves_at)
+                await link.listen(self._ways[site])
+                stack.callback(link.close)
+            connection = await stack.enter_async_context(connection_to(self.hub))
+            await self._make_streams(connection, values)
+            yield connection
+
+    async def _make_streams(self, connection: Client, values: dict[str, Any]) -> None:
+        for _ in range(100):
+            try:
+                for domain in (*SITES, None):
+                    jetstream = connection.jetstream(domain=domain, timeout=1)
+                    for stream in (FACES, RESULTS):
+                        with contextlib.suppress(NotFoundError):
+                            await jetstream.delete_stream(stream)
+                break
+            except (nats.errors.Error, asyncio.TimeoutError):
+                await asyncio.sleep(0.1)  # A leaf is not connected yet.
+        await make_streams(
+            connection, SITES, **{"keep_hours": 1.0, "site_bytes": 1 << 30, **values}
+        )
+        for domain in (*SITES, None):
+            jetstream = connection.jetstream(domain=domain)
+            config = (await jetstream.stream_info(FACES)).config
+            config.duplicate_window = 1.0
+            await jetstream.update_stream(config)
+
+
+@asynccontextmanager
+async def connection_to(server: NatsServer, **options: Any) -> AsyncIterator[Client]:
+    """A connection of the test's own; waits until the server is there."""
+
+    async def quiet(_: Exception) -> None: ...
+
+    connection = await nats.connect(
+        server.url, error_cb=quiet, max_reconnect_attempts=-1, reconnect_time_wait=0.1, **options
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def messages_of(
+    connection: Client, stream: str, domain: str | None = None
+) -> list[nats.js.api.RawStreamMsg]:
+    """All that is in a stream."""
+    jetstream = connection.jetstream(domain=domain)
+    state = (await jetstream.stream_info(stream)).state
+    found = []
+    for sequence in range(state.first_seq, state.last_seq + 1):
+        with contextlib.suppress(NotFoundError):
+            found.append(await jetstream.get_msg(stream, sequence))
+    return found
+
+
+def running_backbone(folder: Path) -> Iterator[Backbone]:
+    """For a fixture."""
+    backbone = Backbone(folder)
+    try:
+        yield backbone
+    finally:
+        backbone.stop()
