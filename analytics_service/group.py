@@ -351,12 +351,14 @@ class _BasicKeys:
 
 
 async def _fetch(subscription: Any) -> list[Msg]:
-    """The next messages, at least one."""
+    """The next messages, at least one. Raises errors of NATS, also when the consumer is gone."""
     while True:
         with contextlib.suppress(asyncio.TimeoutError):
             messages: list[Msg] = await subscription.fetch(_FETCH_MESSAGES, _FETCH_SECONDS)
             if messages:
                 return messages
+        # A server that was started again says nothing of a consumer that it does not know.
+        await subscription.consumer_info()
 
 
 async def _all_of(*work: Any) -> None:

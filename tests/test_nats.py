@@ -9,6 +9,8 @@ import asyncio
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,35 @@ import pytest
 
 pytest.importorskip("nats", reason="nats-py is not installed")
 
+import nats.errors
 import test_analytics
 import test_forget
-from nats_rig import SERVER, SITES, Backbone, messages_of, running_backbone
-from service_rig import Edge, encoded_faces, eventually, running_edge, start_process
-from services_util import SWITCHED
+from nats_rig import (
+    SERVER,
+    SITES,
+    Backbone,
+    NatsKey,
+    NatsServer,
+    messages_of,
+    running_backbone,
+)
+from service_rig import Edge, codec, encoded_faces, eventually, running_edge, start_process
+from services_util import REPOSITORY, SWITCHED, running
 from test_analytics import count, ids, kept, read_results, running_analytics
 from test_forget import bytes_of, forget
 
+from analytics_service.service import AnalyticsService
+from analytics_service.settings import AnalyticsSettings
+from edge_encoder.settings import EdgeSettings
+from sfic.certificates import issue, make_ca
+from sfic.errors import ConfigError, PacketError, Unavailable
+from sfic.processes import free_address
+from sfic.sealing import new_layer_key, open_layer, open_result, seal_result
 from sfic.service.client import open_channel
+from sfic.service.identity import Identity
+from sfic.service.nats import NatsAccess, connected
 from sfic.service.streams import FACES, RESULTS
-from sfic.v1 import edge_pb2, edge_pb2_grpc
+from sfic.v1 import analytics_pb2_grpc, edge_pb2, edge_pb2_grpc
 
 pytestmark = pytest.mark.skipif(SERVER is None, reason="nats-server is not installed")
 
@@ -257,6 +277,27 @@ async def test_a_face_in_the_queue_is_forgotten_before_it_is_read(
         assert await service._store.by_face(gone) is None
 
 
+async def test_the_line_may_come_and_go(
+    tmp_path: Path, servers: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces, address = encoded_faces(), free_address()
+    sent: list[str] = []
+    async with servers.open():
+        for over_nats in (False, True, False, True):
+            with monkeypatch.context() as patch:
+                if over_nats:
+                    patch.setitem(SWITCHED, "edge", lambda folder: on_site(servers, 0, folder))
+                    patch.setitem(SWITCHED, "analytics", lambda _: at_hub(servers))
+                async with (
+                    running_edge(tmp_path / "edge-1", listen=address) as edge,
+                    running_analytics(tmp_path, address) as (_, stub),
+                ):
+                    sent += await edge.keep(faces[:2])
+                    results = await read_results(stub, len(sent))
+                    assert sorted(ids(results)) == sorted(sent)
+                    assert [result.cursor for result in results] == list(range(1, len(sent) + 1))
+
+
 async def test_an_edge_goes_on_exactly_where_it_stopped(
     tmp_path: Path, servers: Backbone, switch: None
 ) -> None:
@@ -289,3 +330,156 @@ async def test_a_full_leaf_makes_the_edge_wait_and_say_so(
         await published(edge, 12)
         stored = await messages_of(hub, FACES, SITES[0])
     assert [[message.headers["Nats-Msg-Id"]] for message in stored] == sent
+
+
+async def test_the_shipped_configuration_lets_in_who_is_named_and_no_other(tmp_path: Path) -> None:
+    """deploy/nats over TLS with certificates of one CA, `sfic nats init`, an edge, analytics."""
+    certs = tmp_path / "certs"
+    make_ca(certs)
+    for name, roles in (("hub", ()), ("store-7", ()), ("edge", ())):
+        issue(certs, name, roles)
+    for role in ("analytics", "admin", "camera"):
+        issue(certs, role, [role])
+    leaves = free_address()
+
+    def server(kind: str, holder: str, **more: str) -> NatsServer:
+        address = free_address()
+        environment = {
+            "SFIC_NATS_LISTEN": address,
+            "SFIC_NATS_LEAVES": leaves,
+            "SFIC_NATS_STORE": str(tmp_path / kind),
+            "SFIC_NATS_CERT": str(certs / f"{holder}.pem"),
+            "SFIC_NATS_KEY": str(certs / f"{holder}-key.pem"),
+            "SFIC_NATS_CA": str(certs / "ca.pem"),
+            "SFIC_NATS_SITE": holder,
+            "SFIC_NATS_HUB": f"tls://{leaves}",
+        }
+        config = REPOSITORY / "deploy" / "nats" / f"{kind}.conf"
+        return NatsServer(tmp_path, config, address, environment)
+
+    def tls(holder: str) -> dict[str, Any]:
+        files = {"tls_certificate": f"{holder}.pem", "tls_key": f"{holder}-key.pem"}
+        return {**{name: certs / file for name, file in files.items()}, "nats_ca": certs / "ca.pem"}
+
+    hub, leaf = server("hub", "hub"), server("leaf", "store-7")
+    try:
+        await eventually(lambda: "Leafnode connection created" in hub.log)
+        init = [sys.executable, "-m", "sfic", "nats", "init", f"--server={hub.url}"]
+        init += ["--site=store-7", f"--identity={certs / 'admin'}"]
+        made = await asyncio.to_thread(
+            subprocess.run, init, cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        )
+        assert (made.returncode, made.stderr) == (0, "")
+        assert made.stdout == f"the hub {hub.address} has the faces of: store-7\n"
+        away = await asyncio.to_thread(
+            subprocess.run, [*init, "--site=store-9"], cwd=REPOSITORY, capture_output=True
+        )
+        assert away.returncode == Unavailable.exit_code
+        assert b"site store-9: no JetStream of this domain answers" in away.stderr
+
+        settings = AnalyticsSettings.make(
+            listen="127.0.0.1:0",
+            metrics_listen="",
+            database=tmp_path / "analytics.sqlite",
+            edges=(edge_address := free_address(),),
+            edge_ca=certs / "ca.pem",
+            nats=hub.url,
+            **tls("analytics"),
+        )
+        service = AnalyticsService(settings, codec())
+        mutual = {**tls("edge"), "tls_client_ca": certs / "ca.pem"}
+        ours = Identity(certs / "ca.pem", certs / "analytics.pem", certs / "analytics-key.pem")
+        async with (
+            running_edge(
+                tmp_path / "edge", granted=False, listen=edge_address, nats=leaf.url, **mutual
+            ) as edge,
+            running(service, settings) as running_service,
+            open_channel(running_service.address, identity=ours) as channel,
+        ):
+            sent = await edge.keep(encoded_faces())
+            stub = analytics_pb2_grpc.AnalyticsStub(channel)
+            assert ids(await read_results(stub, 4)) == sent
+
+        for holder in ("camera", "edge"):
+            stranger = NatsAccess(
+                hub.url,
+                certs / "ca.pem",
+                None,
+                certs / f"{holder}.pem",
+                certs / f"{holder}-key.pem",
+            )
+            with pytest.raises(Unavailable, match="Authorization Violation"):
+                async with connected(stranger, "a stranger", lost=asyncio.Event()):
+                    pass
+        async with connected(settings.nats_access(), "analytics") as connection:
+            with pytest.raises(nats.errors.TimeoutError):
+                await connection.jetstream(timeout=0.5).delete_stream(FACES)
+    finally:
+        leaf.stop()
+        hub.stop()
+
+
+async def test_a_credentials_file_says_who_calls(tmp_path: Path) -> None:
+    operator, account, user = NatsKey("operator"), NatsKey("account"), NatsKey("user")
+    config, address = tmp_path / "accounts.conf", free_address()
+    config.write_text(
+        f'listen: "{address}"\noperator: "{operator.token(operator)}"\nresolver: MEMORY\n'
+        f'resolver_preload {{ {account.public}: "{operator.token(account)}" }}\n'
+    )
+    files = {}
+    for name, signer in (("user", account), ("stranger", NatsKey("account"))):
+        files[name] = tmp_path / f"{name}.creds"
+        files[name].write_text(
+            f"-----BEGIN NATS USER JWT-----\n{signer.token(user)}\n------END NATS USER JWT------\n"
+            f"\n-----BEGIN USER NKEY SEED-----\n{user.seed}\n------END USER NKEY SEED------\n"
+        )
+    server = NatsServer(tmp_path, config, address)
+    ours = NatsAccess(server.url, credentials=files["user"])
+    try:
+        await eventually(lambda: server.ready)
+        async with connected(ours, "us", lost=asyncio.Event()) as connection:
+            await connection.flush()
+        stranger = NatsAccess(server.url, credentials=files["stranger"])
+        with pytest.raises(Unavailable, match="Authorization Violation"):
+            async with connected(stranger, "a stranger", lost=asyncio.Event()):
+                pass
+        files["user"].write_text("-----BEGIN NATS USER JWT-----\nx\n")
+        with pytest.raises(ConfigError, match="not a credentials file"):
+            async with connected(ours, "us", lost=asyncio.Event()):
+                pass
+    finally:
+        server.stop()
+
+
+def test_nats_beyond_this_machine_needs_tls(tmp_path: Path) -> None:
+    for kind in (EdgeSettings, AnalyticsSettings):
+        assert kind.make().nats == ""
+        for url, word in (
+            ("nats://hub.example:4222", "without TLS"),
+            ("hub.example:4222", "nats://host:port"),
+            ("nats://hub.example", "nats://host:port"),
+        ):
+            with pytest.raises(ConfigError, match=word):
+                kind.make(nats=url)
+        kind.make(nats="tls://hub.example:4222")
+        kind.make(nats="nats://hub.example:4222", nats_ca=tmp_path / "ca.pem")
+        kind.make(nats="nats://127.0.0.1:4222")
+    assert NatsAccess("tls://user:secret@hub.example:4222").server == "hub.example:4222"
+
+
+def test_a_sealed_result_opens_with_its_layers_key_alone() -> None:
+    key, result = new_layer_key(), b"what was read"
+    sealed = [seal_result(key, result, "face") for _ in range(2)]
+    assert sealed[0] != sealed[1], "the same result twice must not look the same"
+    assert all(open_result(key, each, "face") == result for each in sealed)
+    changed = bytes([*sealed[0][:-1], sealed[0][-1] ^ 1])
+    for wrong in (
+        (new_layer_key(), sealed[0], "face"),
+        (key, sealed[0], "other"),
+        (key, changed, "face"),
+        (key, b"", "face"),
+    ):
+        with pytest.raises(PacketError):
+            open_result(*wrong)
+    with pytest.raises(PacketError):
+        open_layer(key, sealed[0], "face", "basic")

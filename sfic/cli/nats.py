@@ -53,6 +53,7 @@ def nats_init(
     Run it against the hub, once for each new site, when the site's leaf is connected.
     """
     import asyncio
+    import logging
 
     from sfic.service.nats import NatsAccess, check_address, connected
     from sfic.service.streams import make_streams
@@ -70,6 +71,8 @@ def nats_init(
                 connection, site or [], keep_hours=keep_hours, site_bytes=site_bytes
             )
 
+    # It warns of every TLS connection that ends.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     known = asyncio.run(make())
     typer.echo(f"the hub {access.server} has the faces of: {', '.join(known)}")
 
