@@ -96,7 +96,7 @@ class Group:
         backoff = Backoff(longest=self._settings.reconnect_seconds)
         while True:
             try:
-                await self._follow_edges()
+                await self._follow_edges(backoff)
             except SficError as error:
                 wait = backoff.next_seconds()
                 log.warning("no NATS", reason=error.message, retry_seconds=round(wait, 2))
@@ -149,11 +149,18 @@ class Group:
             if not answer.duplicate
         }
 
-    async def _follow_edges(self) -> None:
-        async with connected(self._access, self._settings.service) as connection:
+    async def _follow_edges(self, backoff: Backoff) -> None:
+        async with connected(self._access, self._settings.service) as (connection, lost):
             self._jetstream = connection.jetstream()
+
+            async def until_lost() -> None:
+                await lost.wait()
+                raise Unavailable(f"the connection to {self._access.server} was lost")
+
+            backoff.reset()
             try:
-                await _all_of(*(self._follow(edge) for edge in self._settings.edges))
+                follow = (self._follow(edge) for edge in self._settings.edges)
+                await _all_of(until_lost(), *follow)
             finally:
                 # What we leave unread goes to another replica now, not after a time.
                 with contextlib.suppress(Exception):

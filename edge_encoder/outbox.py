@@ -75,9 +75,7 @@ class Outbox:
         One face after another: one that is refused must not be passed by the next, because the
         last one in the stream stands for all before it.
         """
-        # One connection only: what was under way must not be sent again behind our back.
-        lost = asyncio.Event()
-        async with connected(self._access, self._edge_id, lost=lost) as connection:
+        async with connected(self._access, self._edge_id) as (connection, lost):
             jetstream = connection.jetstream()
             log_id = await self._store.log_id()
             with nats_errors(self._access):

@@ -409,9 +409,9 @@ async def test_the_shipped_configuration_lets_in_who_is_named_and_no_other(tmp_p
                 certs / f"{holder}-key.pem",
             )
             with pytest.raises(Unavailable, match="Authorization Violation"):
-                async with connected(stranger, "a stranger", lost=asyncio.Event()):
+                async with connected(stranger, "a stranger"):
                     pass
-        async with connected(settings.nats_access(), "analytics") as connection:
+        async with connected(settings.nats_access(), "analytics") as (connection, _):
             with pytest.raises(nats.errors.TimeoutError):
                 await connection.jetstream(timeout=0.5).delete_stream(FACES)
     finally:
@@ -437,15 +437,15 @@ async def test_a_credentials_file_says_who_calls(tmp_path: Path) -> None:
     ours = NatsAccess(server.url, credentials=files["user"])
     try:
         await eventually(lambda: server.ready)
-        async with connected(ours, "us", lost=asyncio.Event()) as connection:
+        async with connected(ours, "us") as (connection, _):
             await connection.flush()
         stranger = NatsAccess(server.url, credentials=files["stranger"])
         with pytest.raises(Unavailable, match="Authorization Violation"):
-            async with connected(stranger, "a stranger", lost=asyncio.Event()):
+            async with connected(stranger, "a stranger"):
                 pass
         files["user"].write_text("-----BEGIN NATS USER JWT-----\nx\n")
         with pytest.raises(ConfigError, match="not a credentials file"):
-            async with connected(ours, "us", lost=asyncio.Event()):
+            async with connected(ours, "us"):
                 pass
     finally:
         server.stop()

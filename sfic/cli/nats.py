@@ -66,7 +66,7 @@ def nats_init(
     access = NatsAccess(server, caller.ca, credentials, caller.certificate, caller.key)
 
     async def make() -> list[str]:
-        async with connected(access, "sfic nats init", lost=asyncio.Event()) as connection:
+        async with connected(access, "sfic nats init") as (connection, _):
             return await make_streams(
                 connection, site or [], keep_hours=keep_hours, site_bytes=site_bytes
             )

@@ -34,7 +34,8 @@ log = structlog.get_logger(__name__)
 _CONNECT_SECONDS = 5
 # A peer that is gone is noticed after two pings without an answer.
 _PING_SECONDS = 10
-_RETRY_SECONDS = 1
+_WATCH_SECONDS = 0.1
+_CLOSE_SECONDS = 2.0
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\s+(\S+)\s")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\s+(\S+)\s")
 _SEED_BYTES = 32
@@ -70,27 +71,26 @@ def check_address(url: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def connected(
-    access: NatsAccess, name: str, *, lost: asyncio.Event | None = None
-) -> AsyncIterator[Client]:
-    """A connection under a name that operators see.
+async def connected(access: NatsAccess, name: str) -> AsyncIterator[tuple[Client, asyncio.Event]]:
+    """A connection under a name that operators see, and an event that its loss sets.
 
-    It waits for the server, also the first time, and comes back by itself after each loss. With
-    `lost` it ends with the first one, sets the event, and sends nothing later that was asked for
-    before. Raises `Unavailable`; `ConfigError` for files that cannot be used.
+    It is one connection: it does not come back by itself and sends nothing later that was asked for
+    before, so that who uses it knows where they are. Raises `Unavailable`; `ConfigError` for files
+    that cannot be used.
     """
     try:
         from nats.aio.client import Client
     except ModuleNotFoundError as error:
         raise MissingExtra("NATS needs: pip install 'sfic[nats]'") from error
-    connection = Client()
+    connection, lost = Client(), asyncio.Event()
 
     async def note(problem: Exception) -> None:
         log.info("nats", server=access.server, problem=str(problem) or type(problem).__name__)
 
-    async def ended() -> None:
-        if lost is not None:
-            lost.set()
+    async def watch() -> None:
+        while connection.is_connected:
+            await asyncio.sleep(_WATCH_SECONDS)
+        lost.set()
 
     options: dict[str, Any] = {}
     if access.credentials is not None:
@@ -98,24 +98,27 @@ async def connected(
     if access.secure:
         options["tls"] = _tls(access)
     with nats_errors(access):
-        await connection.connect(
-            access.url,
-            name=name,
-            error_cb=note,
-            closed_cb=ended,
-            allow_reconnect=lost is None,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=_RETRY_SECONDS,
-            connect_timeout=_CONNECT_SECONDS,
-            ping_interval=_PING_SECONDS,
-            max_outstanding_pings=2,
-            **options,
+        # The client can hang when a handshake fails; nothing of it may be waited for without end.
+        await asyncio.wait_for(
+            connection.connect(
+                access.url,
+                name=name,
+                error_cb=note,
+                allow_reconnect=False,
+                connect_timeout=_CONNECT_SECONDS,
+                ping_interval=_PING_SECONDS,
+                max_outstanding_pings=2,
+                **options,
+            ),
+            2 * _CONNECT_SECONDS,
         )
+    watching = asyncio.ensure_future(watch())
     try:
-        yield connection
+        yield connection, lost
     finally:
+        watching.cancel()
         with contextlib.suppress(Exception):
-            await connection.close()
+            await asyncio.wait_for(connection.close(), _CLOSE_SECONDS)
 
 
 @contextlib.contextmanager
