@@ -24,18 +24,17 @@ async def first_set(*events: asyncio.Event) -> None:
 async def until_set(event: asyncio.Event, items: AsyncIterator[T]) -> AsyncIterator[T]:
     """The items that come before the event is set; it may be set while one is waited for."""
     ended = asyncio.ensure_future(event.wait())
+    following = asyncio.ensure_future(_next(items))
     try:
         while True:
-            following = asyncio.ensure_future(_next(items))
             await asyncio.wait((following, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
-                following.cancel()
-                return
-            if not (item := following.result()):
+            if not following.done() or not (item := following.result()):
                 return
             yield item[0]
+            following = asyncio.ensure_future(_next(items))
     finally:
         ended.cancel()
+        following.cancel()
 
 
 async def _next(items: AsyncIterator[T]) -> tuple[T, ...]:

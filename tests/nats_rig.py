@@ -119,17 +119,19 @@ class Link:
 
 
 class Backbone:
-    """A hub, and the leaf of each site behind a link of its own."""
+    """A hub and the leaf of each site; `linked`: each behind a link of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, linked: bool = False) -> None:
         self.links: dict[str, Link] = {}
-        self._ways = {site: free_address() for site in SITES}
         self._leaves_at = free_address()
+        self._ways = {site: free_address() if linked else self._leaves_at for site in SITES}
+        self._linked = linked
         self.store = folder
         # What the hub tells leaves of itself must not lead them around their links: nobody listens
         # there.
+        told = 'advertise: "127.0.0.1:1"' if linked else ""
         self.hub = self._server(
-            folder, "hub", f'leafnodes {{ listen: "{self._leaves_at}", advertise: "127.0.0.1:1" }}'
+            folder, "hub", f'leafnodes {{ listen: "{self._leaves_at}"\n{told} }}'
         )
         self.leaves = {
             site: self._server(
@@ -156,7 +158,7 @@ class Backbone:
     async def open(self, **values: Any) -> AsyncIterator[Client]:
         """Links up and streams fresh; gives a connection to the hub. `values`: of the streams."""
         async with contextlib.AsyncExitStack() as stack:
-            for site in SITES:
+            for site in SITES if self._linked else ():
                 self.links[site] = link = Link(self._leaves_at)
                 await link.listen(self._ways[site])
                 stack.callback(link.close)
@@ -213,9 +215,9 @@ async def messages_of(
     return found
 
 
-def running_backbone(folder: Path) -> Iterator[Backbone]:
+def running_backbone(folder: Path, *, linked: bool = False) -> Iterator[Backbone]:
     """For a fixture."""
-    backbone = Backbone(folder)
+    backbone = Backbone(folder, linked=linked)
     try:
         yield backbone
     finally:
