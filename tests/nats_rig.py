@@ -63,8 +63,12 @@ class NatsServer:
         )
 
     def stop(self) -> None:
-        self._process.terminate()
+        self.end()
         self._process.wait(20)
+
+    def end(self) -> None:
+        """Begin to stop."""
+        self._process.terminate()
 
 
 class Link:
@@ -151,7 +155,10 @@ class Backbone:
         return NatsServer(folder, config, address)
 
     def stop(self) -> None:
-        for server in (self.hub, *self.leaves.values()):
+        servers = (self.hub, *self.leaves.values())
+        for server in servers:
+            server.end()
+        for server in servers:
             server.stop()
 
     @asynccontextmanager
