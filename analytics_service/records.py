@@ -17,7 +17,7 @@ from sfic.analysis import Analysis
 from sfic.errors import InvalidInput
 from sfic.v1 import analytics_pb2, common_pb2
 
-__all__ = ["StoredResult", "make_result", "stored_vector", "vector_bytes"]
+__all__ = ["StoredResult", "make_result", "read_result", "stored_vector", "vector_bytes"]
 
 _STORED_FLOAT = np.dtype("<f4")
 # Nanoseconds since 1970 fit into 64 bits until the year 2262.
@@ -131,6 +131,28 @@ def make_result(
         age=analysis.age.value if known else None,
         gender=analysis.gender.value if known else None,
         smile=analysis.smile.value if known else None,
+    )
+
+
+def read_result(message: analytics_pb2.FaceAnalysis) -> StoredResult:
+    """The result of which another replica sends the message, not kept here yet."""
+    kept = analytics_pb2.FaceAnalysis()
+    kept.CopyFrom(message)
+    kept.ClearField("embedding")
+    known = message.status == analytics_pb2.RESULT_STATUS_KNOWN
+    return StoredResult(
+        cursor=0,
+        face_id=message.face.face_id,
+        analysed=message.analysed_time.ToNanoseconds(),
+        analysis=kept.SerializeToString(),
+        embedding=vector_bytes(np.array(message.embedding, np.float32)),
+        camera_id=message.face.camera_id,
+        captured=message.face.capture_time.ToNanoseconds(),
+        face_score=message.face.face_score,
+        model_bundle=message.face.model_bundle,
+        age=message.age.value if known else None,
+        gender=message.gender.value if known else None,
+        smile=message.smile.value if known else None,
     )
 
 

@@ -19,13 +19,14 @@ from prometheus_client import CollectorRegistry
 
 from analytics_service.api import AnalyticsApi
 from analytics_service.examples import ExampleReader
+from analytics_service.group import Group
 from analytics_service.metrics import AnalyticsMetrics
 from analytics_service.records import StoredResult
 from analytics_service.search import FaceIndex
 from analytics_service.settings import AnalyticsSettings
 from analytics_service.store import Committed, ResultStore, Retention
 from analytics_service.streams import Announcer
-from analytics_service.subscriber import Arrival, EdgeFeed, Worker
+from analytics_service.subscriber import Arrival, EdgeFeed, Keep, Keeper, Worker
 from analytics_service.visits import VisitTracker
 from analytics_service.watchlists import Watchlists, WatchlistStore
 from analytics_service.webhooks import HookStore, Page, Webhook, load_secret
@@ -138,7 +139,7 @@ class AnalyticsService:
 
     async def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> None:
         """Carries out an edge's order to forget: what is under way, kept, and searchable."""
-        self._worker.forget(edge, order)
+        self._keeper.forget(edge, order)
         gone = await self._store.forget(edge, order)
         await self._take_from_index(gone)
         self._metrics.results_forgotten.inc(len(gone))
@@ -178,28 +179,34 @@ class AnalyticsService:
         request = edge_pb2.SubscribeRequest(
             camera_ids=settings.camera_ids, min_face_score=settings.min_face_score
         )
-        for edge in settings.edges:
-            feed = EdgeFeed(
-                edge,
-                await self._store.edge_cursor(edge),
-                await self._store.edge_log(edge),
-                request,
-                self._queue,
-                self._metrics,
-                settings.reconnect_seconds,
-                settings.edge_identity(),
-            )
-            self._keep_running(feed.run())
+        self._keeper = keeper = Keeper(self._store, self._metrics, self._kept)
+        keep: Keep = keeper.keep_batch
+        if settings.nats:
+            group = Group(settings, request, self._store, keeper, self._queue, self._metrics)
+            self._keep_running(group.run())
+            keep = group.publish
+        else:
+            for edge in settings.edges:
+                feed = EdgeFeed(
+                    edge,
+                    await self._store.edge_cursor(edge),
+                    await self._store.edge_log(edge),
+                    request,
+                    self._queue,
+                    self._metrics,
+                    settings.reconnect_seconds,
+                    settings.edge_identity(),
+                )
+                self._keep_running(feed.run())
         self._worker = worker = Worker(
             self._codecs,
             self._analysis,
-            self._store,
+            keep,
             self._queue,
             self._metrics,
             settings.batch_faces,
             settings.min_trusted_score,
             settings.keep_parsing,
-            self._kept,
             self._clock,
         )
         self._keep_running(worker.run())

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from typing_extensions import Self
 
 from sfic.service.addresses import split_address
-from sfic.service.settings import EdgeClientSettings
+from sfic.service.settings import EdgeClientSettings, NatsSettings
 
 __all__ = ["AnalyticsSettings", "WebhookSettings"]
 
@@ -46,7 +46,7 @@ class WebhookSettings(BaseModel):
         return value
 
 
-class AnalyticsSettings(EdgeClientSettings):
+class AnalyticsSettings(EdgeClientSettings, NatsSettings):
     """Everything that can be set; a default says what a single machine needs."""
 
     service: ClassVar[str] = "analytics"
@@ -171,6 +171,13 @@ class AnalyticsSettings(EdgeClientSettings):
     )
     reconnect_seconds: float = Field(
         10.0, gt=0.0, le=600.0, title="Longest wait before connecting to an edge again, in seconds"
+    )
+    nats_ack_seconds: float = Field(
+        60.0,
+        ge=1.0,
+        le=3600.0,
+        title="Time until a face goes to another replica, in seconds",
+        description="When the one that took it over NATS has not answered for it.",
     )
     provider: Literal["auto", "cpu", "cuda"] = Field(
         "auto",

@@ -4,12 +4,13 @@ Belongs here: the order of things between an edge's feed and the committed resul
 here: the tables, the messages, and who reads the results.
 
     feed of edge A --\\
-    feed of edge B ---+--> bounded queue --> worker: analyse a batch --> one commit --> announce
+    feed of edge B ---+-> bounded queue -> worker: analyse a batch -> keeper: one commit -> announce
     feed of edge C --/
 
-Only `BasicLayerFeed.Subscribe` is ever called. A full queue stops the feeds, and gRPC's flow
-control then stops the edges. A failed analysis is the face's own record; a failed commit is tried
-again until it succeeds, because going on without it would lose faces.
+A full queue stops the feeds, and gRPC's flow control then stops the edges. A failed analysis is the
+face's own record; a failed commit is tried again until it succeeds, because going on without it
+would lose faces. Over NATS the feeds are others, and between worker and keeper is the stream that
+all replicas read: `analytics_service.group`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
@@ -39,7 +41,7 @@ from sfic.service.identity import Identity
 from sfic.service.tracing import note_span
 from sfic.v1 import common_pb2, control_pb2, edge_pb2, edge_pb2_grpc
 
-__all__ = ["Arrival", "EdgeFeed", "Worker"]
+__all__ = ["Arrival", "EdgeFeed", "Keep", "Keeper", "Place", "Worker", "opened"]
 
 log = structlog.get_logger(__name__)
 
@@ -48,15 +50,33 @@ _FACES_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Arrival:
-    """One face as it came from an edge. `cursor` is the edge's, in its log `log_id`."""
+    """One face as it came from an edge. `cursor` is the edge's, in its log `log_id`.
+
+    `key` is the one of its sealed basic layer, where what is read goes on to other replicas.
+    """
 
     edge: str
     cursor: int
     face: common_pb2.FaceInfo
-    basic: bytes
+    basic: bytes = field(repr=False)
     log_id: str = ""
     received: int = field(default_factory=time.time_ns)
     """Unix nanoseconds."""
+    key: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far an edge was read: up to a cursor, in the log of that name."""
+
+    cursor: int
+    log_id: str
+
+
+Keep: TypeAlias = Callable[
+    [Sequence[StoredResult], Sequence[FailedFace], Sequence[Arrival]], Awaitable[set[str]]
+]
+"""Keeps what was read from a batch; returns the ids of the faces that were new."""
 
 
 class EdgeFeed:
@@ -127,21 +147,86 @@ class EdgeFeed:
                     log.warning("faces missed", edge=self._edge, faces=response.faces_missed)
                 # An edge of the release before batches sends each face in a message of its own.
                 for each in response.batch or (response,):
+                    basic = opened(each, each.key)
                     await self._queue.put(
-                        Arrival(self._edge, each.cursor, each.face, _opened(each), response.log_id)
+                        Arrival(self._edge, each.cursor, each.face, basic, response.log_id)
                     )
                 self._cursor, self._log_id = response.cursor, response.log_id
 
 
-def _opened(response: edge_pb2.SubscribeResponse) -> bytes:
+def opened(response: edge_pb2.SubscribeResponse, key: bytes) -> bytes:
     """The basic layer's packet; empty, which no analysis takes, when the key does not open it."""
-    if not response.key:
+    if not key:
         return bytes(response.basic)  # An edge of the release before sealed layers.
     try:
-        return open_layer(response.key, response.basic, response.face.face_id, "basic")
+        return open_layer(key, response.basic, response.face.face_id, "basic")
     except PacketError as error:
         log.error("sealed layer not opened", reason=error.message)
         return b""
+
+
+class Keeper:
+    """Commits results, but none of faces that are to be forgotten, and makes them known."""
+
+    def __init__(
+        self, store: ResultStore, metrics: AnalyticsMetrics, kept: Callable[[Committed], None]
+    ) -> None:
+        """`kept` is called in the event loop with what each commit made."""
+        self._store = store
+        self._metrics = metrics
+        self._kept = kept
+        # An edge sends nothing more of what it has forgotten: only what is under way is looked at,
+        # and no more than the queue holds can be.
+        self._orders: deque[tuple[str, control_pb2.FollowForgottenResponse]] = deque(maxlen=1000)
+
+    def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> None:
+        """Keeps nothing of what an order means and an edge had sent before it was given."""
+        self._orders.append((edge, order))
+
+    async def keep_batch(
+        self,
+        results: Sequence[StoredResult],
+        failures: Sequence[FailedFace],
+        batch: Sequence[Arrival],
+    ) -> set[str]:
+        """Keeps what the edges sent themselves, and up to where they are read; a `Keep`."""
+        # A later face of the same edge comes later in the batch, so the last cursor wins.
+        places = {arrival.edge: Place(arrival.cursor, arrival.log_id) for arrival in batch}
+        return await self.keep(results, failures, batch, places)
+
+    async def keep(
+        self,
+        results: Sequence[StoredResult],
+        failures: Sequence[FailedFace],
+        batch: Sequence[Arrival],
+        places: Mapping[str, Place],
+    ) -> set[str]:
+        """Commits in one transaction, trying until it succeeds; returns ids of faces not known."""
+        backoff = Backoff()
+        cursors = {edge: place.cursor for edge, place in places.items()}
+        logs = {edge: place.log_id for edge, place in places.items()}
+        while True:
+            # Looked at right before each write: the order's own write comes before it or after it.
+            unwanted = {a.face.face_id for a in batch if self._is_forgotten(a)}
+            wanted = [result for result in results if result.face_id not in unwanted]
+            told = [failure for failure in failures if failure.face_id not in unwanted]
+            try:
+                made = await self._store.commit(wanted, told, cursors, logs)
+                break
+            except StorageError as error:
+                self._metrics.commit_failures.inc()
+                log.error("results not kept, trying again", reason=error.message)
+                await asyncio.sleep(backoff.next_seconds())
+        self._kept(made)
+        return {result.face_id for result in made.results}
+
+    def _is_forgotten(self, arrival: Arrival) -> bool:
+        return any(
+            edge == arrival.edge
+            and arrival.cursor <= order.last_face_cursor
+            and is_meant(order, arrival.face)
+            for edge, order in self._orders
+        )
 
 
 class Worker:
@@ -151,41 +236,24 @@ class Worker:
         self,
         codecs: Codecs,
         executor: Executor,
-        store: ResultStore,
+        keep: Keep,
         queue: asyncio.Queue[Arrival],
         metrics: AnalyticsMetrics,
         batch_faces: int,
         min_trusted_score: float,
         keep_parsing: bool,
-        kept: Callable[[Committed], None],
         clock: SteadyClock,
     ) -> None:
-        """`kept` is called in the event loop with what each commit made; `clock` dates results."""
+        """`clock` dates results."""
         self._codecs = codecs
         self._executor = executor
-        self._store = store
+        self._keep_batch = keep
         self._queue = queue
         self._metrics = metrics
         self._batch_faces = batch_faces
         self._min_trusted_score = min_trusted_score
         self._keep_parsing = keep_parsing
-        self._kept = kept
         self._clock = clock
-        # An edge sends nothing more of what it has forgotten: only what is under way is looked at,
-        # and no more than the queue holds can be.
-        self._orders: deque[tuple[str, control_pb2.FollowForgottenResponse]] = deque(maxlen=1000)
-
-    def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> None:
-        """Keeps nothing of what an order means and an edge had sent before it was given."""
-        self._orders.append((edge, order))
-
-    def _is_forgotten(self, arrival: Arrival) -> bool:
-        return any(
-            edge == arrival.edge
-            and arrival.cursor <= order.last_face_cursor
-            and is_meant(order, arrival.face)
-            for edge, order in self._orders
-        )
 
     async def run(self) -> None:
         """Works until cancelled. What is in the queue then comes again with the next start."""
@@ -252,31 +320,8 @@ class Worker:
                     )
                 )
         _log_failures(failures)
-        # A later face of the same edge comes later in the batch, so the last cursor wins.
-        made = await self._commit(results, failures, batch)
-        self._count(batch, failures, made.results)
-        self._kept(made)
-
-    async def _commit(
-        self,
-        results: Sequence[StoredResult],
-        failures: Sequence[FailedFace],
-        batch: Sequence[Arrival],
-    ) -> Committed:
-        backoff = Backoff()
-        cursors = {arrival.edge: arrival.cursor for arrival in batch}
-        logs = {arrival.edge: arrival.log_id for arrival in batch}
-        while True:
-            # Looked at right before each write: the order's own write comes before it or after it.
-            unwanted = {a.face.face_id for a in batch if self._is_forgotten(a)}
-            wanted = [result for result in results if result.face_id not in unwanted]
-            told = [failure for failure in failures if failure.face_id not in unwanted]
-            try:
-                return await self._store.commit(wanted, told, cursors, logs)
-            except StorageError as error:
-                self._metrics.commit_failures.inc()
-                log.error("results not kept, trying again", reason=error.message)
-                await asyncio.sleep(backoff.next_seconds())
+        new = await self._keep_batch(results, failures, batch)
+        self._count(batch, failures, [result for result in results if result.face_id in new])
 
     def _count(
         self,

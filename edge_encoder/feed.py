@@ -1,4 +1,5 @@
-"""BasicLayerFeed: the log of faces for subscribers, with their basic layers and no other.
+"""BasicLayerFeed: the log of faces for subscribers, with their basic layers and no other; and the
+keys of basic layers that subscribers have by way of NATS (`edge_encoder.outbox`).
 
 A subscriber holds one page of the log in memory and no queue: it reads the store, and waits for
 news when it has read all. A slow one reads later and costs nothing meanwhile. One that wants what
@@ -20,7 +21,7 @@ import structlog
 
 from edge_encoder.metrics import EdgeMetrics
 from edge_encoder.store import FaceStore, LogEntry
-from edge_encoder.waiting import first_set
+from edge_encoder.waiting import first_set, until_set
 from sfic.errors import InvalidInput, LimitExceeded, PacketError, Unavailable
 from sfic.sealing import open_layer
 from sfic.v1 import edge_pb2, edge_pb2_grpc
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 _PAGE_FACES = 128
 _MAX_CAMERAS = 256
+_MAX_KEYS = 256
 _PAGES_READY = 32
 
 _PageKey: TypeAlias = tuple[int, tuple[str, ...], float, bool, int]
@@ -57,6 +59,7 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         store: FaceStore,
         metrics: EdgeMetrics,
         stopping: asyncio.Event,
+        edge_id: str,
         *,
         max_subscribers: int,
         live_backlog: int,
@@ -66,6 +69,7 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
         self._store = store
         self._metrics = metrics
         self._stopping = stopping
+        self._edge_id = edge_id
         self._max_subscribers = max_subscribers
         self._live_backlog = live_backlog
         self._subscribers = 0
@@ -104,6 +108,24 @@ class BasicLayerFeed(edge_pb2_grpc.BasicLayerFeedServicer):
             self._subscribers -= 1
             self._metrics.subscribers.set(self._subscribers)
         raise Unavailable("the edge is shutting down")
+
+    async def FetchBasicKeys(
+        self,
+        requests: AsyncIterator[edge_pb2.FetchBasicKeysRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[edge_pb2.FetchBasicKeysResponse]:
+        """Answer each request with the keys that are kept."""
+        await context.send_initial_metadata(())
+        async for request in until_set(self._stopping, requests):
+            if len(request.face_ids) > _MAX_KEYS:
+                raise InvalidInput(f"face_ids: at most {_MAX_KEYS}", field="face_ids")
+            found = await self._store.keys(request.face_ids, ["basic"])
+            yield edge_pb2.FetchBasicKeysResponse(
+                keys=[found.get((face_id, "basic"), b"") for face_id in request.face_ids],
+                edge_id=self._edge_id,
+            )
+        if self._stopping.is_set():
+            raise Unavailable("the edge is shutting down")
 
     async def _start(self, request: edge_pb2.SubscribeRequest, log_id: str) -> int:
         if request.log_id not in ("", log_id):

@@ -79,6 +79,17 @@ class EdgeMetrics:
             "Faces that live subscribers were too slow for.",
             registry=r,
         )
+        self.outbox_faces = Counter(
+            "sfic_edge_outbox_faces_total", "Faces published to NATS.", registry=r
+        )
+        self.outbox_waiting = Gauge(
+            "sfic_edge_outbox_waiting_faces",
+            "Faces kept and not yet published to NATS: its cursor's distance from the log's end.",
+            registry=r,
+        )
+        self.outbox_connected = Gauge(
+            "sfic_edge_outbox_connected", "1 while the edge publishes to NATS.", registry=r
+        )
         self.fetched_bytes = Counter(
             "sfic_edge_fetched_bytes_total", "Bytes of layers fetched.", ["layer"], registry=r
         )

@@ -18,6 +18,7 @@ from edge_encoder.grants import GrantBook
 from edge_encoder.ingest import EdgeIngest
 from edge_encoder.layers import LayerStore
 from edge_encoder.metrics import EdgeMetrics
+from edge_encoder.outbox import Outbox
 from edge_encoder.settings import EdgeSettings
 from edge_encoder.store import FaceStore
 from sfic.audit import AuditLog
@@ -51,7 +52,7 @@ class EdgeService:
         )
         self._store: FaceStore | None = None
         self._audit: AuditLog | None = None
-        self._retention: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Open the store, load the codec and warm it up; drop what an earlier run left too long."""
@@ -81,6 +82,7 @@ class EdgeService:
             store,
             self._metrics,
             self._stopping,
+            settings.edge_id,
             max_subscribers=settings.max_subscribers,
             live_backlog=settings.live_backlog_faces,
         )
@@ -89,7 +91,10 @@ class EdgeService:
         await grants.load()
         self._layers = LayerStore(store, grants, audit, self._metrics)
         self._control = EdgeControl(store, grants, audit, settings.edge_id, self._stopping)
-        self._retention = asyncio.ensure_future(self._retain(store))
+        self._background.append(asyncio.ensure_future(self._retain(store)))
+        if settings.nats:
+            outbox = Outbox(store, self._metrics, settings.edge_id, settings.nats_access())
+            self._background.append(asyncio.ensure_future(outbox.run()))
         facts = {
             "edge_id": settings.edge_id,
             "model_bundle": codec.model_bundle,
@@ -118,10 +123,10 @@ class EdgeService:
 
     async def close(self) -> None:
         """Stop the workers and close the store."""
-        if self._retention is not None:
-            self._retention.cancel()
+        for task in self._background:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._retention
+                await task
         await asyncio.to_thread(self._pool.shutdown)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)

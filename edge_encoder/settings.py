@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from sfic.service.settings import ServiceSettings
+from sfic.service.settings import NatsSettings
 
 __all__ = ["MESSAGE_OVERHEAD_BYTES", "NAME_PATTERN", "EdgeSettings"]
 
@@ -19,7 +19,7 @@ MESSAGE_OVERHEAD_BYTES = 1024
 """Most that the other fields of a frame's message take beside its picture."""
 
 
-class EdgeSettings(ServiceSettings):
+class EdgeSettings(NatsSettings):
     """What an edge can be told."""
 
     service: ClassVar[str] = "edge"

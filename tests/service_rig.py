@@ -89,7 +89,7 @@ class Edge:
                 model_bundle=codec().model_bundle if model_bundle is None else model_bundle,
                 rate=5,
                 layer_bytes=[len(packet) for packet in face.layers.values()],
-                edge_id="edge-1",
+                edge_id=self.service.settings.edge_id,
             )
             info.capture_time.FromNanoseconds(int(captured * 1e9))
             if with_placement and face.placement is not None:

@@ -7,7 +7,7 @@ import io
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from sfic.codec import Codec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+SWITCHED: dict[str, Callable[[Path], dict[str, Any]]] = {}
+"""Settings that every edge or analytics of a test gets, by service and of its folder: empty but for
+test_nats.py, which runs tests of other files over NATS."""
+
+
+def switched(service: str, folder: Path) -> dict[str, Any]:
+    """What `SWITCHED` says for a service."""
+    return SWITCHED[service](folder) if service in SWITCHED else {}
 
 
 @functools.cache
@@ -57,6 +66,7 @@ def edge_settings(data_dir: Path, **values: Any) -> EdgeSettings:
         "provider": "cpu",
         "min_face_score": 0.0,
         "shutdown_grace_seconds": 10.0,
+        **switched("edge", data_dir),
         **values,
     }
     return EdgeSettings.make(**given)

@@ -25,7 +25,7 @@ from service_rig import (
     start_process,
 )
 from services_util import codec as shared_codec
-from services_util import running
+from services_util import running, switched
 
 from analytics_service.records import StoredResult
 from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry
@@ -56,6 +56,7 @@ async def running_analytics(
             "edges": edges,
             "database": folder / "analytics.sqlite",
             "reconnect_seconds": 0.3,
+            **switched("analytics", folder),
             **settings,
         }
     )

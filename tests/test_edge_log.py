@@ -55,7 +55,12 @@ class FeedService:
         self.registry = CollectorRegistry()
         self.stopping = asyncio.Event()
         self.feed = BasicLayerFeed(
-            store, EdgeMetrics(self.registry), self.stopping, max_subscribers=100, live_backlog=200
+            store,
+            EdgeMetrics(self.registry),
+            self.stopping,
+            "edge-1",
+            max_subscribers=100,
+            live_backlog=200,
         )
 
     async def start(self) -> None: ...

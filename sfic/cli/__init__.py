@@ -2,8 +2,8 @@
 
 What belongs here: putting the commands together. Each command is in the module of its kind:
 `files` (encode, decode, info, analyze), `services` (serve, camera, reconstruct, demo), `evaluate`
-(eval), `results` (results export), `security` (certs, token, grant, forget, audit). What a command
-needs is imported inside it, so that `sfic --help` stays quick.
+(eval), `results` (results export), `security` (certs, token, grant, forget, audit), `nats` (nats
+init). What a command needs is imported inside it, so that `sfic --help` stays quick.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from sfic.cli import backup, evaluate, files, results, security, services
+from sfic.cli import backup, evaluate, files, nats, results, security, services
 from sfic.errors import InvalidInput, MissingExtra, SficError
 
 __all__ = ["app", "main"]
@@ -69,6 +69,7 @@ evaluate.add_to(app)
 results.add_to(app)
 security.add_to(app)
 backup.add_to(app)
+nats.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -38,6 +38,7 @@ _EVERYONE: Final = frozenset[Role](ROLES)
 ACCESS: Final[Mapping[str, frozenset[Role]]] = {
     "/sfic.v1.EdgeIngest/StreamFrames": _CAMERA,
     "/sfic.v1.BasicLayerFeed/Subscribe": _ANALYTICS,
+    "/sfic.v1.BasicLayerFeed/FetchBasicKeys": _ANALYTICS,
     "/sfic.v1.LayerStore/FetchLayers": _DECODER,
     "/sfic.v1.LayerStore/FetchKeys": _DECODER,
     "/sfic.v1.EdgeControl/CreateGrant": _OPERATOR,

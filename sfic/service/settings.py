@@ -30,13 +30,14 @@ from sfic.errors import ConfigError
 from sfic.roles import ROLES
 from sfic.service.addresses import is_loopback, split_address
 from sfic.service.identity import Identity
+from sfic.service.nats import NatsAccess, check_address
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["SERVICE_TABLES", "EdgeClientSettings", "ServiceSettings"]
+__all__ = ["SERVICE_TABLES", "EdgeClientSettings", "NatsSettings", "ServiceSettings"]
 
 SERVICE_TABLES = ("edge", "analytics", "decoder", "console")
 
@@ -329,6 +330,55 @@ class EdgeClientSettings(ServiceSettings):
             certificate=self.tls_certificate,
             key=self.tls_key,
             token=self.edge_token,
+        )
+
+
+class NatsSettings(ServiceSettings):
+    """What a service can be told whose basic layers may travel over NATS JetStream."""
+
+    nats: str = Field(
+        "",
+        title="NATS server that basic layers travel over",
+        description="nats://host:port or tls://host:port: the site's leaf for an edge, the hub for "
+        "analytics. Empty: without NATS, straight from the edges. docs/how-to/nats.md",
+    )
+    nats_ca: Path | None = Field(
+        None,
+        title="CA of the NATS server's certificate, PEM",
+        description="Set: NATS is called over TLS, and sees tls_certificate as ours.",
+    )
+    nats_credentials: Path | None = Field(
+        None,
+        title="Credentials file of a NATS user",
+        description="A .creds file, as nsc makes it.",
+    )
+
+    @field_validator("nats")
+    @classmethod
+    def _nats_is_address(cls, value: str) -> str:
+        if value:
+            check_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _nats_stays_private(self) -> Self:
+        if not self.nats or self.insecure or self.nats_access().secure:
+            return self
+        if not is_loopback(check_address(self.nats)):
+            raise ValueError(
+                f"nats {self.nats_access().server} without TLS would show to the network which "
+                "camera saw a face and when: use tls:// or nats_ca, or insecure = true"
+            )
+        return self
+
+    def nats_access(self) -> NatsAccess:
+        """How this service calls NATS."""
+        return NatsAccess(
+            self.nats,
+            ca=self.nats_ca,
+            credentials=self.nats_credentials,
+            certificate=self.tls_certificate,
+            key=self.tls_key,
         )
 
 

@@ -372,3 +372,25 @@ class SubscribeAlertsResponse(_message.Message):
     cursor: int
     alert: Alert
     def __init__(self, cursor: _Optional[int] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ...) -> None: ...
+
+class FaceFailure(_message.Message):
+    __slots__ = ("face", "code", "message", "happened_time")
+    FACE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    HAPPENED_TIME_FIELD_NUMBER: _ClassVar[int]
+    face: _common_pb2.FaceInfo
+    code: str
+    message: str
+    happened_time: _timestamp_pb2.Timestamp
+    def __init__(self, face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., happened_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SharedResult(_message.Message):
+    __slots__ = ("edge_cursor", "analysis", "failure")
+    EDGE_CURSOR_FIELD_NUMBER: _ClassVar[int]
+    ANALYSIS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    edge_cursor: int
+    analysis: FaceAnalysis
+    failure: FaceFailure
+    def __init__(self, edge_cursor: _Optional[int] = ..., analysis: _Optional[_Union[FaceAnalysis, _Mapping]] = ..., failure: _Optional[_Union[FaceFailure, _Mapping]] = ...) -> None: ...

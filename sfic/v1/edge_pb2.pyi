@@ -111,6 +111,20 @@ class SubscribeResponse(_message.Message):
     batch: _containers.RepeatedCompositeFieldContainer[SubscribeResponse]
     def __init__(self, cursor: _Optional[int] = ..., face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., basic: _Optional[bytes] = ..., faces_missed: _Optional[int] = ..., key: _Optional[bytes] = ..., log_id: _Optional[str] = ..., batch: _Optional[_Iterable[_Union[SubscribeResponse, _Mapping]]] = ...) -> None: ...
 
+class FetchBasicKeysRequest(_message.Message):
+    __slots__ = ("face_ids",)
+    FACE_IDS_FIELD_NUMBER: _ClassVar[int]
+    face_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, face_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FetchBasicKeysResponse(_message.Message):
+    __slots__ = ("keys", "edge_id")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    EDGE_ID_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    edge_id: str
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., edge_id: _Optional[str] = ...) -> None: ...
+
 class FetchLayersRequest(_message.Message):
     __slots__ = ("face_ids", "layers", "sealed")
     FACE_IDS_FIELD_NUMBER: _ClassVar[int]

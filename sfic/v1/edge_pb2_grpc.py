@@ -119,6 +119,11 @@ class BasicLayerFeedStub:
                 request_serializer=sfic_dot_v1_dot_edge__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=sfic_dot_v1_dot_edge__pb2.SubscribeResponse.FromString,
                 _registered_method=True)
+        self.FetchBasicKeys = channel.stream_stream(
+                '/sfic.v1.BasicLayerFeed/FetchBasicKeys',
+                request_serializer=sfic_dot_v1_dot_edge__pb2.FetchBasicKeysRequest.SerializeToString,
+                response_deserializer=sfic_dot_v1_dot_edge__pb2.FetchBasicKeysResponse.FromString,
+                _registered_method=True)
 
 
 class BasicLayerFeedServicer:
@@ -132,6 +137,14 @@ class BasicLayerFeedServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchBasicKeys(self, request_iterator, context):
+        """Gives the keys of basic layers that come to the caller by another way, sealed: over NATS. One
+        answer for each request, in their order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BasicLayerFeedServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -139,6 +152,11 @@ def add_BasicLayerFeedServicer_to_server(servicer, server):
                     servicer.Subscribe,
                     request_deserializer=sfic_dot_v1_dot_edge__pb2.SubscribeRequest.FromString,
                     response_serializer=sfic_dot_v1_dot_edge__pb2.SubscribeResponse.SerializeToString,
+            ),
+            'FetchBasicKeys': grpc.stream_stream_rpc_method_handler(
+                    servicer.FetchBasicKeys,
+                    request_deserializer=sfic_dot_v1_dot_edge__pb2.FetchBasicKeysRequest.FromString,
+                    response_serializer=sfic_dot_v1_dot_edge__pb2.FetchBasicKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -169,6 +187,33 @@ class BasicLayerFeed:
             '/sfic.v1.BasicLayerFeed/Subscribe',
             sfic_dot_v1_dot_edge__pb2.SubscribeRequest.SerializeToString,
             sfic_dot_v1_dot_edge__pb2.SubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchBasicKeys(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/sfic.v1.BasicLayerFeed/FetchBasicKeys',
+            sfic_dot_v1_dot_edge__pb2.FetchBasicKeysRequest.SerializeToString,
+            sfic_dot_v1_dot_edge__pb2.FetchBasicKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,
