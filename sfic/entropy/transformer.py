@@ -51,7 +51,7 @@ import numpy.typing as npt
 
 from sfic.errors import BundleError
 
-__all__ = ["ACTIVATION_MAX", "EXACT", "IntegerTransformer", "Memory", "patch_windows"]
+__all__ = ["ACTIVATION_MAX", "EXACT", "IntegerTransformer", "Memory", "limit", "patch_windows"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -78,8 +78,14 @@ def _round(total: FloatArray, shift: int, low: float, high: float) -> FloatArray
     total *= np.float32(0.5**shift)
     total += np.float32(0.5)
     np.floor(total, out=total)
-    np.clip(total, np.float32(low), np.float32(high), out=total)
-    return total
+    return limit(total, low, high)
+
+
+def limit(x: FloatArray, low: float, high: float) -> FloatArray:
+    """Clipped in place; on arrays this small `np.clip` takes four times as long."""
+    np.maximum(x, low, out=x)
+    np.minimum(x, high, out=x)
+    return x
 
 
 class _Dense:
@@ -261,13 +267,9 @@ class IntegerTransformer:
             keys = np.concatenate((keys, own_keys), axis=-2)
             values = np.concatenate((values, own_values), axis=-2)
         x += block.out(self._attend(block.split(block.query(y)), keys, values))
-        self._limit(x)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         x += block.down(block.hidden(self._norm(x)))
-        self._limit(x)
-
-    @staticmethod
-    def _limit(x: FloatArray) -> None:
-        np.clip(x, np.float32(-RESIDUAL_MAX), np.float32(RESIDUAL_MAX), out=x)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
 
     # -- memory
 
@@ -307,7 +309,7 @@ class IntegerTransformer:
         law = self._head.each(self._norm(x), tokens)  # [..., n, 2 * 8]
         half = law.shape[-1] // 2
         u, v = (part.reshape(*known.shape[:-1], -1) for part in (law[..., :half], law[..., half:]))
-        return np.clip(u + self._around[name](known), -LAW_MAX, LAW_MAX), v
+        return limit(u + self._around[name](known), -LAW_MAX, LAW_MAX), v
 
     def spatial_step(
         self, memory: Memory, step: int, window: FloatArray, rate: int
@@ -316,13 +318,13 @@ class IntegerTransformer:
         x = self._window[step](window)  # [patches, D]
         x += self._patch
         x += self._patch_rate[step, rate - 1]
-        self._limit(x)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         for i, block in enumerate(self.spatial_blocks):
             self._through(block, x, memory, i, own=True)
         law = self._patch_head[step](self._norm(x))  # [patches, 2 C]
         half = law.shape[1] // 2
         u = law[:, :half] + self._around[f"around_spatial{step}"](window)
-        return np.clip(u, -LAW_MAX, LAW_MAX), law[:, half:]
+        return limit(u, -LAW_MAX, LAW_MAX), law[:, half:]
 
     def channel_step(
         self, step: int, known: FloatArray, u: FloatArray, v: FloatArray
@@ -333,7 +335,7 @@ class IntegerTransformer:
         """
         more = self._channels[step](np.concatenate((known, np.abs(known)), axis=1))
         half = more.shape[1] // 2
-        return np.clip(u + more[:, :half], -LAW_MAX, LAW_MAX), v + more[:, half:]
+        return limit(u + more[:, :half], -LAW_MAX, LAW_MAX), v + more[:, half:]
 
 
 def patch_windows(code: FloatArray) -> FloatArray:
