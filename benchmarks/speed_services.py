@@ -28,7 +28,7 @@ from sfic.processes import ServiceGroup, free_address
 from sfic.service.client import open_channel
 from sfic.v1 import decoder_pb2, decoder_pb2_grpc, edge_pb2, edge_pb2_grpc
 
-CAMERAS = (1, 2, 4, 8, 16, 32, 64)
+CAMERAS = (1, 4, 16, 64)
 FRAMES = 64  # of all cameras together
 REQUESTS = 16
 READY_SECONDS = 60.0
@@ -82,17 +82,7 @@ async def run(folder: Path) -> dict[str, Any]:
         edge_service.wait_ready(READY_SECONDS)
         ids = await send(edge, "first", picture, 1)
         figures["edge_start_seconds"] = round(time.perf_counter() - begin, 2)
-        figures["cameras_frames_a_second"] = {}
-        for cameras in CAMERAS:
-            begin = time.perf_counter()
-            each = max(1, FRAMES // cameras)
-            sent = await asyncio.gather(
-                *(send(edge, f"c{cameras}-{i}", picture, each) for i in range(cameras))
-            )
-            rate = cameras * each / (time.perf_counter() - begin)
-            figures["cameras_frames_a_second"][str(cameras)] = round(rate, 2)
-            ids += sent[0]
-        figures["edge_memory_mb"] = most_memory(edge_service)
+        ids += await send(edge, "more", picture, REQUESTS)
         await grant_all_faces(edge, "speed", hours=1.0)
 
         begin = time.perf_counter()
@@ -117,6 +107,18 @@ async def run(folder: Path) -> dict[str, Any]:
         figures["at_once_mean_seconds"] = round(statistics.mean(took), 3)
         figures["at_once_p99_seconds"] = round(max(took), 3)
         figures["decoder_memory_mb"] = most_memory(decoder_service)
+        print(figures, flush=True)
+        figures["cameras_frames_a_second"] = {}
+        for cameras in CAMERAS:
+            begin = time.perf_counter()
+            each = max(1, FRAMES // cameras)
+            await asyncio.gather(
+                *(send(edge, f"c{cameras}-{i}", picture, each) for i in range(cameras))
+            )
+            rate = cameras * each / (time.perf_counter() - begin)
+            figures["cameras_frames_a_second"][str(cameras)] = round(rate, 2)
+            print(cameras, "cameras:", round(rate, 2), "frames a second", flush=True)
+        figures["edge_memory_mb"] = most_memory(edge_service)
     return figures
 
 
@@ -128,8 +130,6 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     with tempfile.TemporaryDirectory() as folder:
         figures = {"cores": args.cores, **asyncio.run(run(Path(folder)))}
-    for name, value in figures.items():
-        print(f"{name}: {value}", flush=True)
     print(write_result("speed_services", figures))
 
 

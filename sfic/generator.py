@@ -162,5 +162,7 @@ class OnnxGenerator:
                 pruned = keep_outputs(self._high.read_bytes(), {name}, cut)
                 session = make_session(pruned, provider, 1 if cut else threads)
                 self._sessions[name, cut] = session
-        output: FloatArray = session.run([name], given)[0]
+        needed = {node.name for node in session.get_inputs()}
+        given = {"row": np.array(0), **given}
+        output: FloatArray = session.run([name], {k: given[k] for k in needed})[0]
         return output

@@ -86,12 +86,12 @@ def inverse_haar(x: Tensor) -> Tensor:
 
 
 def _served_haar(x: Tensor) -> Tensor:
-    """`inverse_haar` as one transposed convolution: half the time in ONNX Runtime, slow in torch."""
+    """`inverse_haar` as one transposed convolution: faster in ONNX Runtime, slower in torch."""
     c = int(x.shape[1]) // 4
     channel = np.arange(c)
-    order = np.stack((channel, *(c + 3 * channel + band for band in range(3))), axis=1)  # [C, 4]
+    order = np.stack((channel, *(c + 3 * channel + i for i in range(3))), axis=1)  # [C, 4]
     signs = [[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]
-    kernel = np.tile(np.array(signs, np.float32).reshape(4, 1, 2, 2), (c, 1, 1, 1))  # [4 C, 1, 2, 2]
+    kernel = np.tile(np.array(signs, np.float32).reshape(4, 1, 2, 2), (c, 1, 1, 1))
     # Constants of numpy, because the exporter has to know their shapes.
     bands = x[:, torch.from_numpy(order.reshape(-1))]  # [N, 4 C, H, W]
     return F.conv_transpose2d(bands, torch.from_numpy(kernel), stride=2, groups=c)
@@ -153,7 +153,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, style1: Tensor, style2: Tensor, row: Tensor | int = 0
     ) -> Tensor:
-        """x: [N, C, R/2, R/2], styles: [N, 512] each -> [N, O, R, R]; `row`: first of the output."""
+        """x: [N, C, R/2, R/2], styles: [N, 512] each -> [N, O, R, R]; `row`: the output's first."""
         scale = self.conv1.modulation(style1)  # [N, C/4]
         # Modulating before the Haar step does the work of both modulations at once.
         bands = torch.cat((scale, scale.repeat_interleave(3, dim=1)), dim=1)  # [N, C]
