@@ -127,8 +127,9 @@ class OnnxGenerator:
     def _in_strips(
         self, name: str, size: int, styles: FloatArray, features: FloatArray
     ) -> FloatArray:
-        assert self._cut is not None
-        cut = self._run(self._cut, styles=styles, features=features)  # [N, C, R, R]
+        cut_name = self._cut
+        assert cut_name is not None
+        cut = self._run(cut_name, styles=styles, features=features)  # [N, C, R, R]
         rows = cut.shape[2]
         step = rows // _STRIPS
         window, scale = step + 2 * _MARGIN, size // rows
@@ -138,12 +139,12 @@ class OnnxGenerator:
             # All windows are of one height; at the picture's edges the margin is inside, on one
             # side, so that the convolutions' own padding is where the whole picture has it.
             top = min(max(first - _MARGIN, 0), rows - window)
-            given = {
+            given: dict[str, Any] = {
                 "styles": styles,
-                self._cut: np.ascontiguousarray(cut[:, :, top : top + window]),
+                cut_name: np.ascontiguousarray(cut[:, :, top : top + window]),
                 "row": np.array(top),
             }
-            strip = self._run(name, self._cut, **given)
+            strip = self._run(name, cut_name, **given)
             begin = (first - top) * scale
             image[:, :, first * scale : (first + step) * scale] = strip[
                 :, :, begin : begin + step * scale
