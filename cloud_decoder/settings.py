@@ -70,11 +70,12 @@ class DecoderSettings(EdgeClientSettings):
         0, ge=0, le=256, title="CPU threads of one synthesis", description="0: all cores."
     )
     synthesis_workers: int = Field(
-        1,
+        2,
         ge=1,
         le=64,
         title="Pictures synthesised at once",
-        description="More only help when `threads` leaves cores free.",
+        description="With two, one picture's packets are decoded and its PNG is packed, each on "
+        "one core, while another is synthesised. More need more memory and gain little.",
     )
     max_requests: int = Field(
         64,

@@ -8,11 +8,16 @@ are in `sfic.networks`.
 
 The second graph's outputs say what it makes: `image_S` a picture of S x S, `preview` the style-only
 picture that the spatial code is made beside (where there is none, the smallest picture is it).
+`features_R`, where it is there, is a place to cut the graph: on CPUs, pictures of more than 2 R are
+made from it in strips, one thread each. Much of the work at high resolution is moving memory, in
+operators that use one core; a strip's features stay near it, and no thread waits for another.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +27,7 @@ import numpy.typing as npt
 
 from sfic.errors import BundleError, InvalidInput
 from sfic.onnx_outputs import keep_outputs, output_names
-from sfic.runtime import make_session
+from sfic.runtime import CPU, make_session
 
 __all__ = ["OnnxGenerator", "agree", "preview_output", "to_rgb"]
 
@@ -30,6 +35,11 @@ FloatArray = npt.NDArray[np.float32]
 
 _IMAGE: Final = "image_"
 _PREVIEW: Final = "preview"
+_FEATURES: Final = "features_"
+_STRIPS: Final = 8
+# Rows of the cut features above and below a strip that its pictures depend on: two 3x3 convolutions
+# at each of two or three doubled resolutions.
+_MARGIN: Final = 2
 
 
 def agree(image: FloatArray, picture: FloatArray) -> FloatArray:
@@ -41,17 +51,18 @@ def agree(image: FloatArray, picture: FloatArray) -> FloatArray:
     size, small = image.shape[1], picture.shape[1]
     if size == small:
         return picture
-    planes = []
-    for own, said in zip(image, picture, strict=True):
+    agreed = np.empty_like(image)
+    for own, said, plane in zip(image, picture, agreed, strict=True):
         rest = said - cv2.resize(own, (small, small), interpolation=cv2.INTER_AREA)
-        planes.append(own + cv2.resize(rest, (size, size), interpolation=cv2.INTER_CUBIC))
-    return np.stack(planes)
+        cv2.add(own, cv2.resize(rest, (size, size), interpolation=cv2.INTER_CUBIC), dst=plane)
+    return agreed
 
 
 def to_rgb(image: FloatArray) -> npt.NDArray[np.uint8]:
     """Image [3, S, S], about [-1, 1], to RGB uint8 [S, S, 3]."""
-    rgb = np.rint(np.clip(image, -1.0, 1.0) * 127.5 + 127.5).astype(np.uint8)
-    return np.ascontiguousarray(rgb.transpose(1, 2, 0))
+    # One pass a plane: scales, rounds to the nearest (ties to even) and saturates.
+    planes = [cv2.addWeighted(p, 127.5, p, 0.0, 127.5, dtype=cv2.CV_8U) for p in image]
+    return np.asarray(cv2.merge(planes), dtype=np.uint8)
 
 
 def preview_output(high: Path) -> str:
@@ -72,7 +83,7 @@ class OnnxGenerator:
         self._styles = tuple(self._low.get_inputs()[0].shape[1:])
         self._high = high
         self._settings = (provider, threads)
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[tuple[str, str | None], Any] = {}
         self._lock = threading.Lock()
         outputs = output_names(high.read_bytes())
         images = [name for name in outputs if name.startswith(_IMAGE)]
@@ -80,6 +91,9 @@ class OnnxGenerator:
         if not self.sizes:
             raise BundleError(f"{high} makes no picture: its outputs are {outputs}")
         self._preview = preview_output(high)
+        cuts = [name for name in outputs if name.startswith(_FEATURES)]
+        self._cut = cuts[0] if cuts and self.provider == CPU else None
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "strip")
 
     @property
     def provider(self) -> str:
@@ -101,18 +115,55 @@ class OnnxGenerator:
         """styles and 32x32 features -> image [N, 3, size, size], about [-1, 1]."""
         if size not in self.sizes:
             raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, self.sizes))}")
-        return self._output(f"{_IMAGE}{size}", styles, features)
+        name = f"{_IMAGE}{size}"
+        if self._cut is None or size <= 2 * int(self._cut.removeprefix(_FEATURES)):
+            return self._run(name, styles=styles, features=features)
+        return self._in_strips(name, size, styles, features)
 
     def preview(self, styles: FloatArray, features: FloatArray) -> FloatArray:
         """styles and their features -> preview [N, 3, 64, 64], beside which the spatial code is."""
-        return self._output(self._preview, styles, features)
+        return self._run(self._preview, styles=styles, features=features)
 
-    def _output(self, name: str, styles: FloatArray, features: FloatArray) -> FloatArray:
-        # A session for each size: one with all outputs would run to 1024x1024 for every preview.
-        with self._lock:
-            session = self._sessions.get(name)
-            if session is None:
-                pruned = keep_outputs(self._high.read_bytes(), {name})
-                session = self._sessions[name] = make_session(pruned, *self._settings)
-        image: FloatArray = session.run([name], {"styles": styles, "features": features})[0]
+    def _in_strips(
+        self, name: str, size: int, styles: FloatArray, features: FloatArray
+    ) -> FloatArray:
+        cut_name = self._cut
+        assert cut_name is not None
+        cut = self._run(cut_name, styles=styles, features=features)  # [N, C, R, R]
+        rows = cut.shape[2]
+        step = rows // _STRIPS
+        window, scale = step + 2 * _MARGIN, size // rows
+        image = np.empty((len(cut), 3, size, size), np.float32)
+
+        def paint(first: int) -> None:
+            # All windows are of one height; at the picture's edges the margin is inside, on one
+            # side, so that the convolutions' own padding is where the whole picture has it.
+            top = min(max(first - _MARGIN, 0), rows - window)
+            given: dict[str, Any] = {
+                "styles": styles,
+                cut_name: np.ascontiguousarray(cut[:, :, top : top + window]),
+                "row": np.array(top),
+            }
+            strip = self._run(name, cut_name, **given)
+            begin = (first - top) * scale
+            image[:, :, first * scale : (first + step) * scale] = strip[
+                :, :, begin : begin + step * scale
+            ]
+
+        list(self._pool.map(paint, range(0, rows, step)))
         return image
+
+    def _run(self, name: str, cut: str | None = None, **given: Any) -> FloatArray:
+        """An output of the second graph from its inputs, or from the features that cut it."""
+        # A session for each: one with all outputs would run to 1024x1024 for every preview.
+        with self._lock:
+            session = self._sessions.get((name, cut))
+            if session is None:
+                provider, threads = self._settings
+                pruned = keep_outputs(self._high.read_bytes(), {name}, cut)
+                session = make_session(pruned, provider, 1 if cut else threads)
+                self._sessions[name, cut] = session
+        needed = {node.name for node in session.get_inputs()}
+        given = {"row": np.array(0), **given}
+        output: FloatArray = session.run([name], {k: given[k] for k in needed})[0]
+        return output

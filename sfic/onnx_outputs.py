@@ -15,9 +15,9 @@ from sfic.errors import BundleError
 
 __all__ = ["keep_outputs", "output_names"]
 
-# Field numbers of onnx.proto: ModelProto.graph; GraphProto.node, initializer, output;
+# Field numbers of onnx.proto: ModelProto.graph; GraphProto.node, initializer, input, output;
 # ValueInfoProto.name; TensorProto.name; NodeProto.input, output.
-_GRAPH, _NODE, _INITIALIZER, _OUTPUT, _NAME, _TENSOR_NAME = 7, 1, 5, 12, 1, 8
+_GRAPH, _NODE, _INITIALIZER, _INPUT, _OUTPUT, _NAME, _TENSOR_NAME = 7, 1, 5, 11, 12, 1, 8
 _NODE_INPUT, _NODE_OUTPUT = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -80,9 +80,13 @@ def output_names(model: bytes) -> list[str]:
         raise BundleError("not an ONNX file: it is cut") from error
 
 
-def keep_outputs(model: bytes, wanted: set[str]) -> bytes:
-    """The model with what the outputs in `wanted` need; BundleError when one is not there."""
-    missing = wanted - set(output_names(model))
+def keep_outputs(model: bytes, wanted: set[str], given: str | None = None) -> bytes:
+    """The model with what the outputs in `wanted` need; BundleError when one is not there.
+
+    `given`: another output that becomes an input, in place of all that makes it. Inputs that are
+    not needed are left out, too.
+    """
+    missing = (wanted | ({given} if given else set())) - set(output_names(model))
     if missing:
         raise BundleError(f"the graph has no output {sorted(missing)}")
     view = memoryview(model)
@@ -93,15 +97,21 @@ def keep_outputs(model: bytes, wanted: set[str]) -> bytes:
     for number, _, inner, last in reversed(fields):  # nodes come in the order of their use
         if number == _NODE:
             node = graph[inner:last]
-            if needed.intersection(_names(node, _NODE_OUTPUT)):
+            if needed.intersection(_names(node, _NODE_OUTPUT)) - {given}:
                 needed.update(_names(node, _NODE_INPUT))
     kept = bytearray()
     for number, first, inner, last in fields:
         part = graph[inner:last]
         if number == _OUTPUT:
-            keep = _names(part, _NAME)[0] in wanted
+            name = _names(part, _NAME)[0]
+            keep = name in wanted
+            if name == given:
+                kept.append(_INPUT << 3 | _BYTES)  # inputs and outputs are described alike
+                kept += graph[first + 1 : last]
+        elif number == _INPUT:
+            keep = _names(part, _NAME)[0] in needed
         elif number == _NODE:
-            keep = bool(needed.intersection(_names(part, _NODE_OUTPUT)))
+            keep = bool(needed.intersection(_names(part, _NODE_OUTPUT)) - {given})
         elif number == _INITIALIZER:
             keep = _names(part, _TENSOR_NAME)[0] in needed
         else:

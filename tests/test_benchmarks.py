@@ -351,3 +351,32 @@ def test_an_effort_is_held_against_effort_0_at_its_own_bytes() -> None:
     assert effort.gains(base, base)[0]["gain"] == 0
     written = effort.table("identity", {"1": dict(zip("19", rows, strict=True))}, [1, 9])
     assert "| 1 | 0.5" in written and "with 90 bytes (**+0." in written
+
+
+# -- speed
+
+
+def test_a_goal_is_met_missed_or_not_measured() -> None:
+    from benchmarks.__main__ import Row
+
+    ratio = Row("a path", "ms", 30.0, "theirs", 60.0, 0.75)
+    assert ratio.cells() == ["a path", "30 ms", "theirs: 60 ms", "0.5", "<= 0.75", "yes"]
+    assert replace(ratio, theirs=30.0).cells()[-1] == "no"
+    assert replace(ratio, theirs=None).cells()[-1] == "not measured"
+    assert Row("a share", "", 0.5, "", None, 0.6, least=True).cells()[-1] == "no"
+
+
+def test_a_figure_counts_as_changed_from_a_tenth() -> None:
+    from benchmarks.__main__ import changes
+
+    before = {"ms": {"a": 10.0, "b": 10.0}, "text": "x"}
+    after = {"ms": {"a": 12.0, "b": 10.5, "new": 1.0}, "text": "y"}
+    assert changes(before, after) == ["ms: a: 10.0 -> 12.0 (+20%)"]
+
+
+def test_generator_work_is_what_the_prior_takes() -> None:
+    from benchmarks.speed import generator_work
+
+    products, moved = generator_work(1024)
+    assert products == pytest.approx(7.3e9, rel=0.02)  # counted on the packaged network
+    assert generator_work(256)[0] < products / 2 and moved > generator_work(512)[1]

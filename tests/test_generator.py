@@ -103,6 +103,15 @@ def test_torch_equals_graphs(
             )
 
 
+@pytest.mark.parametrize("size", [512, 1024])
+def test_strips_are_the_whole_picture(
+    served: OnnxGenerator, styles: FloatArray, size: int
+) -> None:
+    features = served.features(styles)
+    whole = served._run(f"image_{size}", styles=styles, features=features)  # as on a GPU
+    np.testing.assert_allclose(served.image(styles, features, size), whole, atol=1e-4)
+
+
 def test_every_weight_is_in_one_file() -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("torch")

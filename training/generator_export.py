@@ -5,6 +5,8 @@ where weights come from (`training.generator`), running the graphs (`sfic.genera
 
     generator_low.onnx    styles -> features [N, 512, 32, 32]
     generator_high.onnx   styles, features -> image_64, image_128, image_256, image_512, image_1024
+                          and features_128 [N, 256, 128, 128], from which image_512 and image_1024
+                          can be made strip by strip: `row` is the first of the rows that are given
 
 Every weight is in exactly one of the files, under its name in `Generator`, so that the files are
 the only copy: `load_generator` reads them back.
@@ -27,10 +29,12 @@ from sfic.networks.generator import (
     STYLE_DIM,
     STYLES,
     Generator,
+    next_style,
 )
 
 LOW, HIGH = "generator_low.onnx", "generator_high.onnx"
 SPLIT = 32
+CUT = 128  # large enough for strips whose margins cost little, and small enough to be quick whole
 OPSET = 17
 _PREFIX = "generator."
 
@@ -49,23 +53,28 @@ class _High(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, styles: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        images = []
-        resolution = SPLIT
-        for size in (*PREVIEW_SIZES, IMAGE_SIZE):
-            features = self.generator.advance(features, styles, resolution, size // 2)
+    def forward(self, styles: Tensor, features: Tensor, row: Tensor) -> tuple[Tensor, ...]:
+        images = [self.generator.head(features, styles, SPLIT)]
+        for size in (*PREVIEW_SIZES, IMAGE_SIZE)[1:]:
             resolution = size // 2
+            first = next_style(resolution // 2)
+            block = self.generator.blocks[str(resolution)]
+            above = row * (resolution // CUT) if resolution > CUT else 0
+            features = block(features, styles[:, first], styles[:, first + 1], above)
             images.append(self.generator.head(features, styles, resolution))
-        return tuple(images)
+            if resolution == CUT:
+                cut = features
+        return *images, cut
 
 
 def export_generator(generator: Generator, folder: Path) -> None:
     """Write both graphs, float32, with a free batch size."""
     styles = torch.zeros(2, STYLES, STYLE_DIM)
     features = torch.zeros(2, CHANNELS[SPLIT], SPLIT, SPLIT)
-    images = [f"image_{size}" for size in (*PREVIEW_SIZES, IMAGE_SIZE)]
+    outputs = [*(f"image_{size}" for size in (*PREVIEW_SIZES, IMAGE_SIZE)), f"features_{CUT}"]
+    row = torch.tensor(0)
     low = (_Low(generator), {"styles": styles}, ["features"], LOW)
-    high = (_High(generator), {"styles": styles, "features": features}, images, HIGH)
+    high = (_High(generator), {"styles": styles, "features": features, "row": row}, outputs, HIGH)
     for module, inputs, outputs, name in (low, high):
         torch.onnx.export(
             module,
@@ -73,7 +82,11 @@ def export_generator(generator: Generator, folder: Path) -> None:
             str(folder / name),
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_axes={key: {0: "N"} for key in (*inputs, *outputs)},
+            dynamic_axes={
+                key: {0: "N", 2: "rows"} if key.startswith("features_") else {0: "N"}
+                for key in (*inputs, *outputs)
+                if key != "row"
+            },
             opset_version=OPSET,
             dynamo=False,
             # Folding would transpose weights and lose their names.

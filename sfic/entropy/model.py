@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from sfic.entropy.coder import SymbolDecoder, SymbolEncoder
 from sfic.entropy.tables import TableSet
-from sfic.entropy.transformer import ACTIVATION_MAX, IntegerTransformer, patch_windows
+from sfic.entropy.transformer import ACTIVATION_MAX, IntegerTransformer, limit, patch_windows
 from sfic.errors import BundleError, InvalidInput, PacketError
 
 __all__ = ["GROUP", "PARTS", "QUADRANTS", "VECTORS", "EntropyModel", "LayerSymbols"]
@@ -244,10 +244,9 @@ class EntropyModel:
     def _activations(self, part: str, rate: int, symbols: Int32Array) -> FloatArray:
         """Symbols [..., n] (channels last) as the network's inputs; integers within +-127."""
         unit = self._input[part][rate - 1]
-        x = np.clip(symbols, -ACTIVATION_MAX, ACTIVATION_MAX).astype(np.float32)
+        x = limit(symbols.astype(np.float32), -ACTIVATION_MAX, ACTIVATION_MAX)
         x = np.floor(x * unit * np.float32(0.5**INPUT_SHIFT) + np.float32(0.5))
-        clipped: FloatArray = np.clip(x, -ACTIVATION_MAX, ACTIVATION_MAX)
-        return clipped
+        return limit(x, -ACTIVATION_MAX, ACTIVATION_MAX)
 
     def _step(
         self, part: str, places: npt.NDArray[np.intp], mean: Int32Array, scale: Int32Array

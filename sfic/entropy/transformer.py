@@ -81,10 +81,10 @@ def _round(total: FloatArray, shift: int, low: float, high: float) -> FloatArray
     total *= np.float32(0.5**shift)
     total += np.float32(0.5)
     np.floor(total, out=total)
-    return _clip(total, low, high)
+    return limit(total, low, high)
 
 
-def _clip(x: FloatArray, low: float, high: float) -> FloatArray:
+def limit(x: FloatArray, low: float, high: float) -> FloatArray:
     """In place; two plain calls take a quarter of the time of `np.clip` on small arrays."""
     np.maximum(x, np.float32(low), out=x)
     np.minimum(x, np.float32(high), out=x)
@@ -277,13 +277,9 @@ class IntegerTransformer:
             keys = np.concatenate((keys, own_keys), axis=-2)
             values = np.concatenate((values, own_values), axis=-2)
         x += block.out(self._attend(block.split(block.query(y)), keys, values))
-        self._limit(x)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         x += block.down(block.hidden(self._norm(x)))
-        self._limit(x)
-
-    @staticmethod
-    def _limit(x: FloatArray) -> None:
-        _clip(x, -RESIDUAL_MAX, RESIDUAL_MAX)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
 
     # -- memory
 
@@ -323,7 +319,7 @@ class IntegerTransformer:
         law = self._head.each(self._norm(x), tokens)  # [..., n, 2 * 8]
         half = law.shape[-1] // 2
         u, v = (part.reshape(*known.shape[:-1], -1) for part in (law[..., :half], law[..., half:]))
-        return _clip(u + self._around[name](known), -LAW_MAX, LAW_MAX), v
+        return limit(u + self._around[name](known), -LAW_MAX, LAW_MAX), v
 
     def lead_step(self, step: int, window: FloatArray, rate: int) -> tuple[FloatArray, FloatArray]:
         """u and v [patches, K] of the leading channels of the step's cell of each patch.
@@ -334,9 +330,9 @@ class IntegerTransformer:
         x = self._lead_window[step](window)  # [patches, D]
         x += self._patch
         x += self._lead_rate[step, rate - 1]
-        self._limit(x)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         x += self._lead_down(self._lead_hidden(self._norm(x)))
-        self._limit(x)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         return self._spatial_law(self._lead_head[step], f"around_lead{step}", x, window)
 
     def spatial_step(
@@ -347,7 +343,7 @@ class IntegerTransformer:
         x = self._window[step](window)  # [patches, D]
         x += self._patch
         x += self._patch_rate[step, rate - 1]
-        self._limit(x)
+        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         for i, block in enumerate(self.spatial_blocks):
             self._through(block, x, memory, i, own=True)
         return self._spatial_law(self._patch_head[step], f"around_spatial{step}", x, window)
@@ -357,7 +353,7 @@ class IntegerTransformer:
     ) -> tuple[FloatArray, FloatArray]:
         law = head(self._norm(x)) + self._around[around](window)
         half = law.shape[1] // 2
-        return _clip(law[:, :half], -LAW_MAX, LAW_MAX), law[:, half:]
+        return limit(law[:, :half], -LAW_MAX, LAW_MAX), law[:, half:]
 
     def channel_step(
         self, step: int, known: FloatArray, u: FloatArray, v: FloatArray
@@ -368,7 +364,7 @@ class IntegerTransformer:
         """
         more = self._channels[step](_with_magnitudes(known))
         half = more.shape[1] // 2
-        return _clip(u + more[:, :half], -LAW_MAX, LAW_MAX), v + more[:, half:]
+        return limit(u + more[:, :half], -LAW_MAX, LAW_MAX), v + more[:, half:]
 
 
 def _with_magnitudes(x: FloatArray) -> FloatArray:

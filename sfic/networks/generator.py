@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -71,6 +72,8 @@ def inverse_haar(x: Tensor) -> Tensor:
     The first C channels are the low band; the other 3 C hold, for each channel, the bands that
     change sign along rows, along columns, and along both.
     """
+    if torch.onnx.is_in_onnx_export():
+        return _served_haar(x)
     n, channels, h, w = x.shape
     c = channels // 4
     low = x[:, :c]  # [N, C, H, W]
@@ -80,6 +83,18 @@ def inverse_haar(x: Tensor) -> Tensor:
     top = torch.stack((a + b, a - b), dim=-1).flatten(-2)  # [N, C, H, 2 W]
     bottom = torch.stack((d + e, d - e), dim=-1).flatten(-2)  # [N, C, H, 2 W]
     return torch.stack((top, bottom), dim=-2).reshape(n, c, 2 * h, 2 * w)
+
+
+def _served_haar(x: Tensor) -> Tensor:
+    """`inverse_haar` as one transposed convolution: faster in ONNX Runtime, slower in torch."""
+    c = int(x.shape[1]) // 4
+    channel = np.arange(c)
+    order = np.stack((channel, *(c + 3 * channel + i for i in range(3))), axis=1)  # [C, 4]
+    signs = [[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]
+    kernel = np.tile(np.array(signs, np.float32).reshape(4, 1, 2, 2), (c, 1, 1, 1))
+    # Constants of numpy, because the exporter has to know their shapes.
+    bands = x[:, torch.from_numpy(order.reshape(-1))]  # [N, 4 C, H, W]
+    return F.conv_transpose2d(bands, torch.from_numpy(kernel), stride=2, groups=c)
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -108,8 +123,11 @@ class StyledConv(nn.Module):
         self.noise = nn.Parameter(torch.empty(1, resolution, resolution))
         self.bias = nn.Parameter(torch.empty(c_out, 1, 1))
 
-    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """x: [N, C, R, R], scale: [N, C] (None: already applied) -> [N, O, R, R]."""
+    def forward(self, x: Tensor, scale: Tensor | None, row: Tensor | int = 0) -> Tensor:
+        """x: [N, C, R, R], scale: [N, C] (None: already applied) -> [N, O, R, R].
+
+        x may be some rows of that alone, from number `row` on.
+        """
         weight: Tensor = self.pointwise  # [O, C]
         if scale is not None:
             if self.modulate_weights:
@@ -117,7 +135,8 @@ class StyledConv(nn.Module):
             else:
                 x = x * scale[:, :, None, None]  # [N, C, R, R]
         x = F.conv2d(x, self.depthwise, padding=1, groups=x.shape[1])  # [N, C, R, R]
-        x = pointwise(x, weight) + self.noise + self.bias  # [N, O, R, R]
+        noise = self.noise[:, row : row + x.shape[2]]  # [1, R, R]
+        x = pointwise(x, weight) + noise + self.bias  # [N, O, R, R]
         return F.leaky_relu(x, SLOPE)
 
 
@@ -131,15 +150,17 @@ class Block(nn.Module):
         self.conv1 = StyledConv(resolution, c_in // 4, c_out)
         self.conv2 = StyledConv(resolution, c_out, c_out)
 
-    def forward(self, x: Tensor, style1: Tensor, style2: Tensor) -> Tensor:
-        """x: [N, C, R/2, R/2], styles: [N, 512] each -> [N, O, R, R]."""
+    def forward(
+        self, x: Tensor, style1: Tensor, style2: Tensor, row: Tensor | int = 0
+    ) -> Tensor:
+        """x: [N, C, R/2, R/2], styles: [N, 512] each -> [N, O, R, R]; `row`: the output's first."""
         scale = self.conv1.modulation(style1)  # [N, C/4]
         # Modulating before the Haar step does the work of both modulations at once.
         bands = torch.cat((scale, scale.repeat_interleave(3, dim=1)), dim=1)  # [N, C]
         bands = bands * self.up_modulation(style1)  # [N, C]
         x = inverse_haar(x * bands[:, :, None, None])  # [N, C/4, R, R]
-        x = self.conv1(x, None)  # [N, O, R, R]
-        return self.conv2(x, self.conv2.modulation(style2))
+        x = self.conv1(x, None, row)  # [N, O, R, R]
+        return self.conv2(x, self.conv2.modulation(style2), row)
 
 
 class Input(nn.Module):
