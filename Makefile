@@ -10,7 +10,7 @@ TRAIN := $(VENV)/.installed-train
 PICTURE ?=
 TESTS ?= tests
 
-.PHONY: help demo test lint types docs proto proto-check proto-baseline bench models requirements clean
+.PHONY: help demo test lint types docs proto proto-check proto-baseline bench soak models requirements clean
 
 help:
 	@echo "make demo [PICTURE=photo.jpg]  encode, analyse and reconstruct a face with the three services"
@@ -18,7 +18,8 @@ help:
 	@echo "make lint | types              ruff | mypy"
 	@echo "make docs                      build the documentation's site into site/"
 	@echo "make proto | proto-check       regenerate the gRPC stubs | lint and wire compatibility (needs npm)"
-	@echo "make bench                     run the benchmarks"
+	@echo "make bench                     measure speed (python -m benchmarks --all: everything)"
+	@echo "make soak                      an hour of load, kills and cut links against the three services"
 	@echo "make models                    rebuild the weights in models/ (installs torch)"
 	@echo "make requirements              compile the hash-pinned requirement files again"
 
@@ -54,6 +55,9 @@ proto-check:
 bench: $(TRAIN)
 	$(BIN)/python -m benchmarks
 
+soak: $(DEV)
+	$(BIN)/python -m benchmarks.soak
+
 models: $(TRAIN)
 	$(BIN)/python -m training models
 
@@ -88,9 +92,9 @@ requirements:
 	$(UV) pyproject.toml --extra cpu --extra console -o requirements/cpu.txt
 	$(UV) pyproject.toml --extra gpu --extra console -o requirements/gpu.txt
 	$(UV) pyproject.toml --extra cpu --extra dev --extra console --extra export \
-		--extra nats --extra docs -o requirements/dev.txt
+		--extra nats --extra otel --extra docs -o requirements/dev.txt
 	$(UV) pyproject.toml --extra cpu --extra dev --extra console --extra export \
-		--extra nats --extra docs --extra train \
+		--extra nats --extra otel --extra docs --extra train \
 		--overrides $(VENV)-lock/without-torch.txt -o requirements/train.txt
 
 clean:

@@ -196,18 +196,24 @@ class Codec:
 
         Of the ways to encode that an effort has, the one of least cost.
         """
-        made = [self._code(values, rate, price) for values in face.candidates(rate)]
+        made = [
+            self._code(values, rate, price, face.layers) for values in face.candidates(rate)
+        ]
         if len(made) == 1:
             return made[0][0]
         return min(made, key=lambda one: face.cost(*one, rate))[0]
 
     def _code(
-        self, ideal: Callable[[str, LayerSymbols], FloatArray], rate: int, price: float
+        self,
+        ideal: Callable[[str, LayerSymbols], FloatArray],
+        rate: int,
+        price: float,
+        layers: Sequence[Layer],
     ) -> tuple[EncodedFace, LayerSymbols]:
         """Packets and symbols; `ideal`: see `EntropyModel.choose`."""
         symbols = LayerSymbols({})
         packets: dict[Layer, bytes] = {}
-        for name in face.layers:
+        for name in layers:
             # Who it is must not be traded away: the basic layer pays the usual price at most.
             worth = min(price, PRICE) if name == "basic" else price
             symbols, payload = self._entropy.choose(name, rate, ideal, symbols, worth)
