@@ -109,7 +109,8 @@ class AnalyticsService:
         )
         self._graph_file = path.with_name(f"{path.name}.{self._codec.model_bundle}.usearch")
         self._clock.not_before(await store.newest_time() / 1e9)
-        if failed := await store.retry_failed(self._codec.model_bundle):
+        failed = sum([await store.retry_failed(bundle) for bundle in codecs.bundles])
+        if failed:
             log.info("faces of this model bundle are read again", faces=failed)
         log.info("store repaired", seconds=round(time.perf_counter() - started, 3))
         await self._prune()
