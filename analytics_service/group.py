@@ -261,7 +261,7 @@ class Group:
                 not self._wanted.camera_ids or face.camera_id in self._wanted.camera_ids
             ):
                 basic = opened(response, key)
-                arrival = Arrival(edge, response.cursor, face, basic, response.log_id, key)
+                arrival = Arrival(edge, response.cursor, face, basic, response.log_id, key=key)
                 arrivals.append((arrival, message))
                 continue
             await message.ack()
@@ -399,4 +399,8 @@ def _shared_failures(
 
 def _failed_face(edge: str, failure: analytics_pb2.FaceFailure) -> FailedFace:
     happened = failure.happened_time.ToNanoseconds()
-    return FailedFace(failure.face.face_id, edge, failure.code, failure.message, happened)
+    # Without a place in the edge's log: a stream is not read again, as a feed is.
+    face = failure.face
+    return FailedFace(
+        face.face_id, edge, failure.code, failure.message, happened, face.model_bundle, 0
+    )

@@ -196,12 +196,11 @@ class Codec:
 
         Of the ways to encode that an effort has, the one of least cost.
         """
-        made = [
-            self._code(values, rate, price, face.layers) for values in face.candidates(rate)
-        ]
+        ways = face.candidates(rate)
+        made = [self._code(values, rate, price, face.layers) for values in ways]
         if len(made) == 1:
             return made[0][0]
-        return min(made, key=lambda one: face.cost(*one, rate))[0]
+        return min(made, key=lambda one: face.cost(one[0], one[1], rate))[0]
 
     def _code(
         self,
