@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnxruntime  # noqa: F401  (loaded after usearch 2.26, it ends the process)
 import structlog
 from numpy.typing import NDArray
 from usearch.index import Index

@@ -308,17 +308,17 @@ async def test_a_database_over_its_bytes_drops_the_oldest_results(
         return int(pages - free) * 4096
 
     try:
-        made = [result(f"face {n:04}", person, n * 60.0) for n in range(600)]
+        made = [result(f"face {n:04}", person, n * 60.0) for n in range(2000)]
         await store.commit(made, [], {})
         limit = await used() // 2
         over = Retention(oldest=0, max_results=10_000, max_bytes=2 * limit + 4096)
         assert (await store.prune(over)).cursors == []
         gone = (await store.prune(replace(over, max_bytes=limit))).results["bytes"]
         assert gone == list(range(1, len(gone) + 1))
-        assert 250 < len(gone) < 400
+        assert 800 < len(gone) < 1400
         assert await used() < 1.2 * limit
-        left = [row.cursor for row in await store.page(0, 2000)]
-        assert left == list(range(len(gone) + 1, 601))
+        left = [row.cursor for row in await store.page(0, 3000)]
+        assert left == list(range(len(gone) + 1, 2001))
     finally:
         store.close()
 

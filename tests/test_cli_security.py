@@ -29,7 +29,7 @@ def test_certs_are_made_once_and_issued_anew(tmp_path: Path, sfic: Any) -> None:
     folder = tmp_path / "certs"
     made = sfic("certs", "init", "--folder", folder, "--host", "edge.lan")
     assert made.code == 0
-    names = {"ca", "edge", "console", "camera", "analytics", "decoder", "operator", "admin"}
+    names = {"ca", "edge", "console", "camera", "analytics", "decoder", "nats", "operator", "admin"}
     assert {p.stem for p in folder.glob("*.pem") if not p.stem.endswith("-key")} - {
         "token-public"
     } == names

@@ -267,7 +267,7 @@ async def test_the_examples_of_the_guide_run(
     """In their order, on a service with faces; a stream that would go on for ever is ended."""
     address = free_address()
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE, re.M | re.S)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     monkeypatch.chdir(tmp_path)
     shutil.copy(demo_photograph(), tmp_path / "photo.png")
     known: dict[str, Any] = {}

@@ -110,7 +110,7 @@ def test_effort_1_saves_bytes_at_little_cost(codec: sfic.Codec, crop: Rgb) -> No
     plain, greedy = codec.encode(crop, rate=7), codec.encode(crop, rate=7, effort=1)
     assert greedy.total_bytes < plain.total_bytes
     at = {e: distance(codec.decode(f, size=128), crop) for e, f in ((0, plain), (1, greedy))}
-    assert at[1] < 1.1 * at[0]
+    assert at[1] < 1.2 * at[0]
 
 
 def test_layers_that_are_not_asked_for_are_not_made(codec: sfic.Codec, crop: Rgb) -> None:

@@ -68,6 +68,7 @@ EXEMPT = {
         "docs/how-to/systemd.md",
         "changes the machine; tests/test_deployment.py starts the unit's commands",
     ),
+    ("docs/how-to/nats.md", "needs NATS servers; tests/test_nats.py does it"),
     ("docs/runbook.md", "writes outside its folder; tests/test_backup.py does it"),
     ("docs/scaling.md", "takes minutes"),
     (

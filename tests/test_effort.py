@@ -9,6 +9,7 @@ import sfic
 from sfic.alignment import align
 from sfic.codec import _Face
 from sfic.detection import FaceDetector
+from sfic.layers import LAYERS
 from sfic.locations import demo_photograph, models_dir
 from sfic.pictures import read_picture
 from sfic.runtime import make_session
@@ -43,7 +44,7 @@ def face() -> _Face:
     codec = sfic.Codec.load(provider="cpu")
     picture = read_picture(demo_photograph())
     crop, _ = align(picture, FaceDetector().detect(picture)[0], size=256)
-    return _Face(codec, crop, effort=2)
+    return _Face(codec, crop, effort=2, layers=LAYERS)
 
 
 def test_steps_without_a_price_on_bits_bring_the_picture_nearer(face: _Face) -> None:

@@ -79,7 +79,8 @@ def check_round_trip(model: EntropyModel, rate: int, symbols: LayerSymbols) -> i
         payload = model.encode(layer, rate, symbols)
         known = model.decode(layer, rate, payload, known)
         bits = sum(float(cost.sum()) for cost in model.bits(layer, rate, symbols).values())
-        assert 8 * len(payload) - bits < 8.1
+        # The coder's probabilities have 24 bits, and its last byte is half used.
+        assert 8 * len(payload) - bits < 8.1 + bits / 10_000
         total += len(payload)
     for part, values in symbols.parts.items():
         assert known.parts[part].dtype == np.int32

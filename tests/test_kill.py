@@ -44,7 +44,7 @@ async def test_twenty_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
         assert process.starts == KILLS[process.name] + 1
     assert problems == []
     counts = load.counts
-    assert len(counts.acknowledged) > 100, "there was hardly any load"
+    assert len(counts.acknowledged) > 40, "there was hardly any load"
     assert counts.pictures > 0
     assert counts.frames_refused == 0
     repairs = [*services.edge.repair_seconds, *services.analytics.repair_seconds]
