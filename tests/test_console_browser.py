@@ -328,7 +328,8 @@ async def test_lag_and_what_was_dropped_are_told(browser: Browser, tmp_path: Pat
             await expect(page.locator(".state")).to_contain_text("Connection lost")
             # While the page is away three come and go, and one comes that is sent late.
             await put_results(service, 3, first=2)
-            await service._store.prune(Retention(oldest=time.time_ns(), max_results=1000, max_bytes=1 << 40))
+            everything = Retention(oldest=time.time_ns(), max_results=1000, max_bytes=1 << 40)
+            await service._store.prune(everything)
             await put_results(service, 1, first=5, age=9)
             again = {**first.settings.model_dump(), "listen": first.address}
             async with ConsoleServer(type(first.settings).make(**again)):
