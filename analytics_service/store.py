@@ -150,8 +150,9 @@ class ResultStore:
             _put_visits(connection, plan.changed.values())
             alerts = self._watchlists.raise_alerts(connection, new)
             connection.executemany(
-                f"INSERT OR REPLACE INTO failures ({_FAILURE_COLUMNS}) VALUES"
-                " (?, ?, ?, ?, ?, ?, ?)",
+                # A face that was read before, perhaps with another model bundle, has not failed.
+                f"INSERT OR REPLACE INTO failures ({_FAILURE_COLUMNS}) SELECT ?1, ?2, ?3, ?4, ?5,"
+                " ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM results WHERE face_id = ?1)",
                 [tuple(getattr(f, field.name) for field in fields(f)) for f in failures],
             )
             connection.executemany(

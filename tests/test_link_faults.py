@@ -189,7 +189,7 @@ async def test_faces_of_another_bundle_are_read_once_the_right_one_is_there(
             assert ids(await read_results(stub, 2)) == sent
             (failed,) = await service._store.failures()
             assert (failed.face_id, failed.code) == (foreign[0], "BUNDLE_MISMATCH")
-            assert f"made with model bundle {other.model_bundle[:4]}" in failed.message
+            assert f"coded with model bundle {other.model_bundle}" in failed.message
             with pytest.raises(BundleMismatch, match=other.model_bundle):
                 await decoder.pictures(foreign[0], highest=1)
         async with running_analytics(tmp_path, edge.address, codec=other) as (service, stub):
