@@ -43,8 +43,9 @@ FloatArray = npt.NDArray[np.float32]
 SIZES: Final = (128, 256, 512, 1024)  # of a bundle that does not state its own
 CROP_SIZE: Final = 512
 # Squared distance, in quantiser steps, that a bit is worth. Where steps balance bits and
-# distortion, a uniform quantiser's, step^2 / 12, falls by ln(2) / 6 of a squared step a bit.
-PRICE: Final = math.log(2.0) / 6.0
+# distortion, a uniform quantiser's, step^2 / 12, falls by ln(2) / 6 of a squared step a bit. A
+# quarter of it: at all of it faces lose more than their bytes are worth (training/LOG.md).
+PRICE: Final = math.log(2.0) / 24.0
 PRICE_MIN: Final = 1e-3
 PRICE_MAX: Final = 1e3
 TARGET_STEPS: Final = 14
