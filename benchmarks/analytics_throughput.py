@@ -33,6 +33,7 @@ from edge_encoder.store import FaceStore, FrameKey, NewFace
 from edge_encoder.ulid import new_ulid
 from sfic.client import AnalyticsClient
 from sfic.codec import Codec
+from sfic.face import EncodedFace
 from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
 from sfic.processes import free_address
@@ -43,15 +44,20 @@ CAMERAS = 20
 BATCH = 500
 
 
-def packets(codec: Codec) -> list[bytes]:
-    """Basic layers of one face under many lights and in two mirrorings."""
+def coded(codec: Codec) -> list[EncodedFace]:
+    """One face under many lights and in two mirrorings, so that packets differ."""
     picture = read_picture(demo_photograph())
     made = []
     for k in range(VARIANTS):
         changed = np.clip(picture * (0.5 + 0.03 * k), 0, 255).astype(np.uint8)
         changed = np.ascontiguousarray(changed[:, ::-1] if k % 2 else changed)
-        made.append(codec.encode_picture(changed, max_faces=1)[0].basic)
+        made.append(codec.encode_picture(changed, max_faces=1)[0])
     return made
+
+
+def packets(codec: Codec) -> list[bytes]:
+    """Basic layers of `coded`."""
+    return [face.basic for face in coded(codec)]
 
 
 async def fill(folder: Path, codec: Codec, faces: int) -> None:

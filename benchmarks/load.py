@@ -39,7 +39,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from benchmarks import analytics_throughput
-from benchmarks.analytics_throughput import processor_seconds, service
+from benchmarks.analytics_throughput import coded, processor_seconds, service
 from benchmarks.load_page import write_page
 from benchmarks.report import DOCS, RESULTS, command, write_result
 from edge_encoder.metrics import EdgeMetrics
@@ -58,7 +58,6 @@ SUBSCRIBERS = (1, 16, 64, 256)
 CAMERAS = (1, 4, 16)
 FACES = (1_000, 10_000, 100_000, 1_000_000)
 FEED_FACES = 20_000
-VARIANTS = 16
 BATCH = 500
 AT_ONCE = 128
 FETCHES = 2_000
@@ -66,17 +65,6 @@ WARM_SECONDS = 1.0
 
 
 # -- faces
-
-
-def coded(codec: Codec) -> list[EncodedFace]:
-    """One face under many lights and in two mirrorings, so that packets differ."""
-    picture = read_picture(demo_photograph())
-    made = []
-    for k in range(VARIANTS):
-        changed = np.clip(picture * (0.5 + 0.03 * k), 0, 255).astype(np.uint8)
-        changed = np.ascontiguousarray(changed[:, ::-1] if k % 2 else changed)
-        made.append(codec.encode_picture(changed, max_faces=1)[0])
-    return made
 
 
 def described(number: int, face: EncodedFace, bundle: str) -> common_pb2.FaceInfo:

@@ -134,7 +134,8 @@ class Codec:
 
         `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity; a face
         that would be over 1,311 bytes (0.01 bit a pixel) is coded at the next lower rate.
-        `effort`: 0..3, more time for the same bytes. `target_bytes`: instead of a rate, the most
+        `effort`: 0..3, more time spent on choosing symbols; `training/LOG.md` says what it gains.
+        `target_bytes`: instead of a rate, the most
         that all packets together may have, met within 5 % unless the highest rate has less.
         `layers`: the highest that is made; "basic", all that machine tasks read, takes a fifth of
         the time.
