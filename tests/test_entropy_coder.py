@@ -228,10 +228,8 @@ def test_impossible_bytes_and_escapes_beyond_the_limit() -> None:
     with pytest.raises(PacketError):
         decode_symbols(b"\xff" * 40, rows, TABLES)
     encoder = SymbolEncoder(TABLES)
-    encoder._coder.encode(np.array([ALPHABET - 1], np.int32), coder._FAMILY, TABLES.weights[4:5])
-    encoder._coder.encode(np.array([15], np.int32), coder._PREFIXES)
-    top = np.array([(1 << 19) - 1], np.int32)
-    encoder._coder.encode(top, coder._UNIFORM, np.array([1 << 19], np.int32))
+    beyond = np.array([RADIUS + (1 << 20) - (1 << 4)])  # the farthest that an escape can say
+    encoder.put_columns(beyond, np.array([ALPHABET - 1], np.int32), rows[:1])
     with pytest.raises(PacketError, match="beyond"):
         decode_symbols(encoder.finish(), rows[:1], TABLES)
 

@@ -31,21 +31,22 @@ import numpy.typing as npt
 
 from sfic.entropy.coder import SymbolDecoder, SymbolEncoder
 from sfic.entropy.tables import TableSet
-from sfic.entropy.transformer import ACTIVATION_MAX, IntegerTransformer, limit, patch_windows
+from sfic.entropy.transformer import ACTIVATION_MAX, VECTORS, IntegerTransformer, limit
 from sfic.errors import BundleError, InvalidInput, PacketError
 
 __all__ = ["GROUP", "PARTS", "QUADRANTS", "VECTORS", "EntropyModel", "LayerSymbols"]
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+Places = npt.NDArray[np.intp] | slice
 
 GROUP: Final = 8
 MEAN_LIMIT: Final = 8 * 64
 INPUT_SHIFT: Final = 4
 UNIT_MAX: Final = 2000
+BASE_MAX: Final = 1 << 15
 GAIN_SHIFT: Final = 7
 SCALE_SHIFT: Final = 2
-VECTORS: Final = ("basic", "middle", "enhanced")
 # (row, column) in its patch of the cell that a step codes.
 QUADRANTS: Final = ((0, 0), (1, 1), (0, 1), (1, 0))
 # The parts of the three layers in the order of coding.
@@ -92,12 +93,17 @@ class EntropyModel:
         self.tables = tables
         parts = [part for layer in PARTS.values() for part in layer]
         self.sizes = {part: tuple(int(x) for x in arrays[f"size.{part}"]) for part in parts}
-        self._base = {part: arrays[f"base.{part}"].astype(np.int32) for part in parts}
-        self._input = {part: arrays[f"input.{part}"].astype(np.float32) for part in parts}
-        self._output = {part: arrays[f"output.{part}"].astype(np.float32) for part in parts}
-        units = [*self._input.values(), *self._output.values()]
-        if max(float(np.abs(unit).max()) for unit in units) > UNIT_MAX:
+        # All scaled and with the half of a rounding, so that `floor` alone is left to do.
+        half = np.float32(0.5)
+        self._base = {part: arrays[f"base.{part}"].astype(np.float32) + half for part in parts}
+        units = {name: arrays[name].astype(np.float32) for part in parts
+                 for name in (f"input.{part}", f"output.{part}")}
+        if max(float(np.abs(unit).max()) for unit in units.values()) > UNIT_MAX:
             raise BundleError(f"units of the entropy model are beyond {UNIT_MAX}")
+        if max(float(np.abs(base).max()) for base in self._base.values()) > BASE_MAX:
+            raise BundleError(f"laws of the entropy model are beyond {BASE_MAX}")
+        self._input = {p: units[f"input.{p}"] * np.float32(0.5**INPUT_SHIFT) for p in parts}
+        self._output = {p: units[f"output.{p}"] * np.float32(0.5**GAIN_SHIFT) for p in parts}
         self._counts = {part: [int(x) for x in arrays[f"steps.{part}"]] for part in VECTORS}
         self._first = {}  # number of a part's first token
         first = 0
@@ -108,18 +114,21 @@ class EntropyModel:
                 raise BundleError(f"steps of {part} do not cover its {self.sizes[part]} symbols")
         self._net = IntegerTransformer(arrays)
         c, s, _ = self.sizes["spatial"]
-        cells = np.arange(c * s * s).reshape(c, s, s)
-        self._cells = [
-            np.ascontiguousarray(cells[:, y::2, x::2].reshape(c, -1).T) for y, x in QUADRANTS
-        ]  # each [patches, C]
         groups = arrays["groups.spatial"]
         count = int(groups.max()) + 1
         if groups.shape != (c,) or count < 2 or set(groups.tolist()) != set(range(count)):
             raise BundleError(f"groups of the {c} channels are {groups.tolist()}")
-        self._lead = np.flatnonzero(groups == 0)
-        self._rest = np.flatnonzero(groups)
-        # Where the channels of each other group stand among all that do not lead.
-        self._groups = [np.flatnonzero(groups[self._rest] == i) for i in range(1, count)]
+        self._channels = [np.flatnonzero(groups == i) for i in range(count)]  # of each group
+        # Where the channels of each group but the first stand among all those that do not lead.
+        self._among = [np.flatnonzero(groups[groups > 0] == i) for i in range(1, count)]
+        self._before = [np.flatnonzero(groups[groups > 0] < i) for i in range(1, count)]
+        cells = np.arange(c * s * s).reshape(c, s, s)
+        self._cells = [
+            [cells[k, y::2, x::2].reshape(len(k), -1).T for k in self._channels]
+            for y, x in QUADRANTS
+        ]  # of each step and group, [patches, k]
+        spatial = self._base["spatial"]
+        self._cell_base = [[spatial[:, :, at] for at in cell] for cell in self._cells]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
@@ -160,7 +169,7 @@ class EntropyModel:
                 rate,
             )
             gain = self._output[layer][rate - 1, places]
-            yield self._step(layer, places, *_law(base[:, places], u, v, gain))
+            yield Step(layer, places, *self._located(base[:, places], u, v, gain))
             own = self._activations(layer, rate, known[layer])[places]
             heard.append(own)
             if i + 1 < len(counts):
@@ -186,14 +195,12 @@ class EntropyModel:
         for i, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True)):
             begin = end - count
             places = np.arange(begin * GROUP, end * GROUP)
-            mean, scale = base[:, None, places]
+            gain = self._output[layer][rate - 1, places]
+            u = v = np.zeros((1, len(places)), np.float32)
             if i:
                 name = f"around_{layer}{i}"
                 u, v = self._net.vector_step(memory, name, heard, slice(begin, end), rate)
-                gain = self._output[layer][rate - 1, places]
-                mean, scale = _law(base[:, places], u, v, gain)
-            step = self._step(layer, places, mean, scale)
-            yield step.places, step.offset, step.table
+            yield places, *self._located(base[:, places], u, v, gain)
             own = self._activations(layer, rate, symbols)[:, places]  # [B, k]
             heard = np.concatenate((heard, own), axis=1)
             if i + 1 < len(counts):
@@ -203,57 +210,65 @@ class EntropyModel:
     def _spatial_steps(
         self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
-        side = self.sizes["spatial"][1] // 2
-        base = self._base["spatial"][rate - 1]  # [2, C S S]
         gain = self._output["spatial"][rate - 1]  # [C]
+        symbols = known["spatial"].reshape(-1)
+        net = self._net
 
-        def step(
-            i: int, channels: npt.NDArray[np.intp], u: FloatArray, v: FloatArray
-        ) -> Step:
-            places = self._cells[i][:, channels]  # [patches, k]
-            law = _law(base[:, places], u, v, gain[channels])
-            return self._step("spatial", places.reshape(-1), *(x.reshape(-1) for x in law))
+        def step(i: int, group: int, u: FloatArray, v: FloatArray) -> Step:
+            base, channels = self._cell_base[i][group][rate - 1], self._channels[group]
+            law = self._located(base, u, v, gain[channels])
+            return Step("spatial", self._cells[i][group].reshape(-1), *(x.reshape(-1) for x in law))
 
-        def decoded(i: int) -> FloatArray:
-            """Activations of a cell of each patch, [patches, C], of what is known by now."""
-            cells = known["spatial"].reshape(-1)[self._cells[i]]
-            return self._activations("spatial", rate, cells)
+        def decoded(i: int, group: int) -> FloatArray:
+            """Activations [patches, k] of what the last step coded."""
+            values = symbols[self._cells[i][group]]
+            return self._activations("spatial", rate, values, self._channels[group])
 
-        planes = np.zeros((0, side, side), np.float32)
-        for i in range(len(QUADRANTS)):
-            u = v = np.zeros((side**2, len(self._lead)), np.float32)
+        sums = net.windows()
+        steps = range(len(QUADRANTS))
+        for i in steps:
+            u = v = np.zeros(self._cells[i][0].shape, np.float32)
             if i:
-                u, v = self._net.lead_step(i, patch_windows(planes), rate)
-            yield step(i, self._lead, u, v)
-            own = decoded(i)[:, self._lead].T.reshape(-1, side, side)
-            planes = np.concatenate((planes, own))
-        window = patch_windows(planes)
-        memory = self._net.start(rate, spatial=True)
-        self._net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
-        for i in range(len(QUADRANTS)):
-            u, v = self._net.spatial_step(memory, i, window, rate)
+                u, v = net.lead_step(i, sums, rate)
+            yield step(i, 0, u, v)
+            net.hear(sums, i, decoded(i, 0))
+        memory = net.start(rate, spatial=True)
+        net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
+        for i in steps:
+            u, v = net.spatial_step(memory, i, sums, rate)
             cell = np.zeros_like(u)  # [patches, C - K]
-            for at, group in enumerate(self._groups):
-                more_u, more_v = self._net.channel_step(i, cell, u, v) if at else (u, v)
-                yield step(i, self._rest[group], more_u[:, group], more_v[:, group])
-                cell[:, group] = decoded(i)[:, self._rest[group]]
-            if i + 1 < len(QUADRANTS):
-                around = patch_windows(cell.T.reshape(-1, side, side))
-                window = np.concatenate((window, around), axis=1)
+            for group, (own, before) in enumerate(zip(self._among, self._before, strict=True), 1):
+                law = u[:, own], v[:, own]
+                if group > 1:
+                    law = net.channel_step(i, group, cell[:, before], *law)
+                yield step(i, group, *law)
+                cell[:, own] = decoded(i, group)
+            net.hear(sums, len(steps) + i, cell)
 
-    def _activations(self, part: str, rate: int, symbols: Int32Array) -> FloatArray:
-        """Symbols [..., n] (channels last) as the network's inputs; integers within +-127."""
-        unit = self._input[part][rate - 1]
+    def _activations(
+        self, part: str, rate: int, symbols: Int32Array, places: Places = slice(None)
+    ) -> FloatArray:
+        """Symbols [..., n] of these places (or channels) as inputs; integers within +-127."""
         x = limit(symbols.astype(np.float32), -ACTIVATION_MAX, ACTIVATION_MAX)
-        x = np.floor(x * unit * np.float32(0.5**INPUT_SHIFT) + np.float32(0.5))
+        x *= self._input[part][rate - 1, places]
+        x += np.float32(0.5)
+        np.floor(x, out=x)
         return limit(x, -ACTIVATION_MAX, ACTIVATION_MAX)
 
-    def _step(
-        self, part: str, places: npt.NDArray[np.intp], mean: Int32Array, scale: Int32Array
-    ) -> Step:
-        mean = np.clip(mean, -MEAN_LIMIT, MEAN_LIMIT)
-        scale = np.clip(scale, 0, self.tables.scale_count - 1)
-        return Step(part, places, *self.tables.locate(mean, scale))
+    def _located(
+        self, base: FloatArray, u: FloatArray, v: FloatArray, gain: FloatArray
+    ) -> tuple[Int32Array, Int32Array]:
+        """Offset and table of each symbol from its law; base: [2, ...], the rest of one symbol."""
+        mean = u * gain
+        mean += base[0]
+        scale = v * np.float32(0.5**SCALE_SHIFT)
+        scale += base[1]
+        for x, low, high in (
+            (mean, -MEAN_LIMIT, MEAN_LIMIT), (scale, 0, self.tables.scale_count - 1)
+        ):
+            np.floor(x, out=x)
+            limit(x, low, high)
+        return self.tables.locate(mean.astype(np.int32), scale.astype(np.int32))
 
     # -- coding
 
@@ -375,12 +390,3 @@ def _parts(layer: str) -> tuple[str, ...]:
     if layer not in PARTS:
         raise InvalidInput(f"unknown layer {layer!r}")
     return PARTS[layer]
-
-
-def _law(
-    base: Int32Array, u: FloatArray, v: FloatArray, gain: FloatArray
-) -> tuple[Int32Array, Int32Array]:
-    """Mean in eighths of a step and scale index; base: int32 [2, ...], the rest of one symbol."""
-    mean = np.floor((u * gain + np.float32(1 << GAIN_SHIFT - 1)) * np.float32(0.5**GAIN_SHIFT))
-    scale = np.floor((v + np.float32(1 << SCALE_SHIFT - 1)) * np.float32(0.5**SCALE_SHIFT))
-    return base[0] + mean.astype(np.int32), base[1] + scale.astype(np.int32)
