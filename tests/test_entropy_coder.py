@@ -72,6 +72,21 @@ def test_constriction_codes_with_exactly_these_integers() -> None:
             assert encoder.pos()[1] == (lower, span)
 
 
+def test_three_columns_a_symbol_code_what_whole_tables_do() -> None:
+    rng = np.random.default_rng(7)
+    for reach in (1, 20, RADIUS):
+        rows = rng.integers(0, len(TABLES), 3000)
+        symbols = rng.integers(-reach, reach + 1, rows.size).astype(np.int32)
+        plain = constriction.stream.queue.RangeEncoder()
+        plain.encode(TABLES.columns(symbols), coder._FAMILY, TABLES.weights[rows])
+        words = plain.get_compressed().astype(">u4").tobytes()
+        payload = encode_symbols(symbols, rows, TABLES)
+        assert len(payload) <= len(words)
+        last = len(payload) - 1
+        assert payload[: last - 4] == words[: last - 4]
+        assert np.array_equal(decode_symbols(payload, rows, TABLES), symbols)
+
+
 def test_tables_are_those_of_the_distribution() -> None:
     """Gaussian samples cost hardly more than by the exact Gaussian: heavy tails are cheap."""
     rng = np.random.default_rng(2)

@@ -172,7 +172,9 @@ class SymbolDecoder:
         ahead = self._coder.clone()
         try:
             with _typed(PacketError, "decoding symbols"):
-                columns = ahead.decode(_FAMILY, self._tables.near.take(rows, axis=0))
+                columns: npt.NDArray[np.int32] = ahead.decode(
+                    _FAMILY, self._tables.near.take(rows, axis=0)
+                )
         except PacketError:
             return None
         if columns.max() >= NEAR:

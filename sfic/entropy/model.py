@@ -31,7 +31,13 @@ import numpy.typing as npt
 
 from sfic.entropy.coder import SymbolDecoder, SymbolEncoder
 from sfic.entropy.tables import TableSet
-from sfic.entropy.transformer import ACTIVATION_MAX, VECTORS, IntegerTransformer, limit
+from sfic.entropy.transformer import (
+    ACTIVATION_MAX,
+    VECTORS,
+    IntegerTransformer,
+    Memory,
+    limit,
+)
 from sfic.errors import BundleError, InvalidInput, PacketError
 
 __all__ = ["GROUP", "PARTS", "QUADRANTS", "VECTORS", "EntropyModel", "LayerSymbols"]
@@ -96,8 +102,11 @@ class EntropyModel:
         # All scaled and with the half of a rounding, so that `floor` alone is left to do.
         half = np.float32(0.5)
         self._base = {part: arrays[f"base.{part}"].astype(np.float32) + half for part in parts}
-        units = {name: arrays[name].astype(np.float32) for part in parts
-                 for name in (f"input.{part}", f"output.{part}")}
+        units = {
+            name: arrays[name].astype(np.float32)
+            for part in parts
+            for name in (f"input.{part}", f"output.{part}")
+        }
         if max(float(np.abs(unit).max()) for unit in units.values()) > UNIT_MAX:
             raise BundleError(f"units of the entropy model are beyond {UNIT_MAX}")
         if max(float(np.abs(base).max()) for base in self._base.values()) > BASE_MAX:
@@ -124,11 +133,10 @@ class EntropyModel:
         self._before = [np.flatnonzero(groups[groups > 0] < i) for i in range(1, count)]
         cells = np.arange(c * s * s).reshape(c, s, s)
         self._cells = [
-            [cells[k, y::2, x::2].reshape(len(k), -1).T for k in self._channels]
-            for y, x in QUADRANTS
-        ]  # of each step and group, [patches, k]
-        spatial = self._base["spatial"]
-        self._cell_base = [[spatial[:, :, at] for at in cell] for cell in self._cells]
+            np.stack([cells[k, y::2, x::2].reshape(len(k), -1).T for y, x in QUADRANTS])
+            for k in self._channels
+        ]  # of each group, [steps, patches, k]
+        self._cell_base = [self._base["spatial"][:, :, at] for at in self._cells]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
@@ -140,10 +148,13 @@ class EntropyModel:
 
     # -- what both directions share
 
-    def _steps(self, layer: str, rate: int, known: Mapping[str, Int32Array]) -> Iterator[Step]:
+    def _steps(
+        self, layer: str, rate: int, known: Mapping[str, Int32Array], *, at_once: bool = False
+    ) -> Iterator[Step]:
         """The steps of a layer in order; by the next, `known` has to hold the last one's symbols.
 
-        Symbols of steps to come are never read.
+        Symbols of steps to come are never read. With `at_once`, `known` holds all symbols of the
+        layer from the start, which is faster; the steps are the same.
         """
         if layer == "basic":
             for places, offset, table in self._basic_steps(rate, known["basic"][None]):
@@ -176,7 +187,8 @@ class EntropyModel:
                 tokens = own.reshape(-1, GROUP)
                 self._net.remember(memory, tokens, self._first[layer] + begin, rate, spatial=False)
         if layer == "enhanced":
-            yield from self._spatial_steps(rate, known, np.concatenate(heard))
+            spatial = self._spatial_steps_at_once if at_once else self._spatial_steps
+            yield from spatial(rate, known, np.concatenate(heard))
 
     def _basic_steps(
         self, rate: int, symbols: Int32Array
@@ -210,40 +222,81 @@ class EntropyModel:
     def _spatial_steps(
         self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
-        gain = self._output["spatial"][rate - 1]  # [C]
+        net, steps = self._net, len(QUADRANTS)
         symbols = known["spatial"].reshape(-1)
-        net = self._net
-
-        def step(i: int, group: int, u: FloatArray, v: FloatArray) -> Step:
-            base, channels = self._cell_base[i][group][rate - 1], self._channels[group]
-            law = self._located(base, u, v, gain[channels])
-            return Step("spatial", self._cells[i][group].reshape(-1), *(x.reshape(-1) for x in law))
-
-        def decoded(i: int, group: int) -> FloatArray:
-            """Activations [patches, k] of what the last step coded."""
-            values = symbols[self._cells[i][group]]
-            return self._activations("spatial", rate, values, self._channels[group])
-
-        sums = net.windows()
-        steps = range(len(QUADRANTS))
-        for i in steps:
-            u = v = np.zeros(self._cells[i][0].shape, np.float32)
+        sums, memory = net.windows(), self._spatial_memory(rate, heard)
+        u = v = np.zeros(self._cells[0][0].shape, np.float32)
+        for i in range(steps):
+            at = slice(i, i + 1)
             if i:
                 u, v = net.lead_step(i, sums, rate)
-            yield step(i, 0, u, v)
-            net.hear(sums, i, decoded(i, 0))
-        memory = net.start(rate, spatial=True)
-        net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
-        for i in steps:
-            u, v = net.spatial_step(memory, i, sums, rate)
-            cell = np.zeros_like(u)  # [patches, C - K]
+            yield from self._cell_steps(0, at, rate, u[None], v[None])
+            net.hear(sums, i, self._cell_activations(0, at, rate, symbols)[0])
+        for i in range(steps):
+            at = slice(i, i + 1)
+            u, v = (x[None] for x in net.spatial_step(memory, i, sums, rate))
+            cell = np.zeros_like(u)  # [1, patches, C - K]
             for group, (own, before) in enumerate(zip(self._among, self._before, strict=True), 1):
-                law = u[:, own], v[:, own]
+                law = u[..., own], v[..., own]
                 if group > 1:
-                    law = net.channel_step(i, group, cell[:, before], *law)
-                yield step(i, group, *law)
-                cell[:, own] = decoded(i, group)
-            net.hear(sums, len(steps) + i, cell)
+                    law = net.channel_step(at, group, cell[..., before], *law)
+                yield from self._cell_steps(group, at, rate, *law)
+                cell[..., own] = self._cell_activations(group, at, rate, symbols)
+            net.hear(sums, steps + i, cell[0])
+
+    def _spatial_steps_at_once(
+        self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
+    ) -> Iterator[Step]:
+        """As `_spatial_steps`, where all symbols are known: the network runs once for all."""
+        net, steps = self._net, len(QUADRANTS)
+        symbols = known["spatial"].reshape(-1)
+        sums, memory = net.windows(), self._spatial_memory(rate, heard)
+        every = slice(0, steps)
+        lead, *others = (
+            self._cell_activations(group, every, rate, symbols) for group in range(len(self._cells))
+        )
+        cells = np.empty((*lead.shape[:2], sum(len(own) for own in self._among)), np.float32)
+        for own, values in zip(self._among, others, strict=True):
+            cells[..., own] = values
+        for i, cell in enumerate((*lead, *cells)):
+            net.hear(sums, i, cell)
+        nothing = np.zeros_like(lead[0])
+        laws = [(nothing, nothing), *(net.lead_step(i, sums, rate) for i in range(1, steps))]
+        yield from self._cell_steps(0, every, rate, *map(np.stack, zip(*laws, strict=True)))
+        # One step a time here too: the arrays of all would no longer fit the caches.
+        laws = [net.spatial_step(memory, i, sums, rate) for i in range(steps)]
+        u, v = map(np.stack, zip(*laws, strict=True))
+        coded = []
+        for group, (own, before) in enumerate(zip(self._among, self._before, strict=True), 1):
+            law = u[..., own], v[..., own]
+            if group > 1:
+                law = net.channel_step(every, group, cells[..., before], *law)
+            coded.append(self._cell_steps(group, every, rate, *law))
+        for cell_of_each_group in zip(*coded, strict=True):
+            yield from cell_of_each_group
+
+    def _spatial_memory(self, rate: int, heard: FloatArray) -> Memory:
+        memory = self._net.start(rate, spatial=True)
+        self._net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
+        return memory
+
+    def _cell_steps(
+        self, group: int, steps: slice, rate: int, u: FloatArray, v: FloatArray
+    ) -> Iterator[Step]:
+        """Steps of a group of channels from the laws of their cells, [steps, patches, k]."""
+        base = self._cell_base[group][rate - 1, :, steps]
+        gain = self._output["spatial"][rate - 1, self._channels[group]]
+        offset, table = self._located(base, u, v, gain)
+        places = self._cells[group][steps]
+        for step in zip(places, offset, table, strict=True):
+            yield Step("spatial", *(x.reshape(-1) for x in step))
+
+    def _cell_activations(
+        self, group: int, steps: slice, rate: int, symbols: Int32Array
+    ) -> FloatArray:
+        """Activations [steps, patches, k] of known cells; `symbols`: the flattened part."""
+        values = symbols[self._cells[group][steps]]
+        return self._activations("spatial", rate, values, self._channels[group])
 
     def _activations(
         self, part: str, rate: int, symbols: Int32Array, places: Places = slice(None)
@@ -259,15 +312,11 @@ class EntropyModel:
         self, base: FloatArray, u: FloatArray, v: FloatArray, gain: FloatArray
     ) -> tuple[Int32Array, Int32Array]:
         """Offset and table of each symbol from its law; base: [2, ...], the rest of one symbol."""
-        mean = u * gain
+        mean, scale = u * gain, v * np.float32(0.5**SCALE_SHIFT)
         mean += base[0]
-        scale = v * np.float32(0.5**SCALE_SHIFT)
         scale += base[1]
-        for x, low, high in (
-            (mean, -MEAN_LIMIT, MEAN_LIMIT), (scale, 0, self.tables.scale_count - 1)
-        ):
-            np.floor(x, out=x)
-            limit(x, low, high)
+        limit(np.floor(mean, out=mean), -MEAN_LIMIT, MEAN_LIMIT)
+        limit(np.floor(scale, out=scale), 0, self.tables.scale_count - 1)
         return self.tables.locate(mean.astype(np.int32), scale.astype(np.int32))
 
     # -- coding
@@ -275,7 +324,7 @@ class EntropyModel:
     def encode(self, layer: str, rate: int, symbols: LayerSymbols) -> bytes:
         """Payload of one layer; `symbols` holds its parts and those of all lower layers."""
         coder = SymbolEncoder(self.tables)
-        for step in self._steps(layer, rate, symbols.parts):
+        for step in self._steps(layer, rate, symbols.parts, at_once=True):
             values = symbols.parts[step.part].reshape(-1)[step.places]
             coder.put(values - step.offset, step.table)
         return coder.finish()
@@ -283,7 +332,7 @@ class EntropyModel:
     def bits(self, layer: str, rate: int, symbols: LayerSymbols) -> dict[str, npt.NDArray[Any]]:
         """What each symbol costs, float64 in the shape of each part of the layer."""
         costs = {part: np.zeros(self.sizes[part]) for part in _parts(layer)}
-        for step in self._steps(layer, rate, symbols.parts):
+        for step in self._steps(layer, rate, symbols.parts, at_once=True):
             values = symbols.parts[step.part].reshape(-1)[step.places]
             cost = self.tables.bits(values - step.offset, step.table)
             costs[step.part].reshape(-1)[step.places] = cost
@@ -302,7 +351,7 @@ class EntropyModel:
             part: (np.zeros(self.sizes[part], np.float32), np.zeros(self.sizes[part], np.float32))
             for part in _parts(layer)
         }
-        for step in self._steps(layer, rate, symbols.parts):
+        for step in self._steps(layer, rate, symbols.parts, at_once=True):
             scale, part = np.divmod(step.table, fractions)
             mean, deviation = found[step.part]
             mean.reshape(-1)[step.places] = step.offset + (part - fractions // 2) / fractions
@@ -324,21 +373,24 @@ class EntropyModel:
         rounds. A symbol is the nearest one, or the next one towards the law's mean, or the mean
         itself, where that costs less.
         """
-        coder = SymbolEncoder(self.tables)
         parts = dict(known.parts)
         for part in _parts(layer):
             parts[part] = np.zeros(self.sizes[part], np.int32)
+        if not price:
+            for part in _parts(layer):
+                parts[part] = np.rint(ideal(part, LayerSymbols(parts))).astype(np.int32)
+            return LayerSymbols(parts), self.encode(layer, rate, LayerSymbols(parts))
+        coder = SymbolEncoder(self.tables)
         wanted: dict[str, FloatArray] = {}
         for step in self._steps(layer, rate, parts):
             if step.part not in wanted:
                 wanted[step.part] = ideal(step.part, LayerSymbols(parts)).reshape(-1)
             value = wanted[step.part][step.places]
-            best = np.rint(value).astype(np.int32)
-            if price > 0:
-                options = np.stack((best, best - np.sign(best - step.offset), step.offset))
-                bits = self.tables.bits(options - step.offset, step.table[None])
-                cost = np.square(options - value) + price * bits  # [3, n]
-                best = np.take_along_axis(options, cost.argmin(axis=0)[None], axis=0)[0]
+            nearest = np.rint(value).astype(np.int32)
+            options = np.stack((nearest, nearest - np.sign(nearest - step.offset), step.offset))
+            bits = self.tables.bits(options - step.offset, step.table[None])
+            cost = np.square(options - value) + price * bits  # [3, n]
+            best = np.take_along_axis(options, cost.argmin(axis=0)[None], axis=0)[0]
             coder.put(best - step.offset, step.table)
             parts[step.part].reshape(-1)[step.places] = best
         return LayerSymbols(parts), coder.finish()

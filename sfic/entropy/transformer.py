@@ -237,7 +237,7 @@ class IntegerTransformer:
             and name.endswith(".weight")
         }
         groups = arrays["groups.spatial"]
-        self._channels = [_between(law(f"channels{i}"), groups) for i in range(steps)]
+        self._channels = _between([law(f"channels{i}") for i in range(steps)], groups)
         leads = [(window(f"lead_window{i}"), law(f"around_lead{i}")) for i in range(1, steps)]
         others = [(window(f"window{i}"), law(f"around_spatial{i}")) for i in range(steps)]
         channels = [int((groups == 0).sum())] * steps + [int((groups > 0).sum())] * steps
@@ -259,22 +259,20 @@ class IntegerTransformer:
         total = np.abs(x) @ np.ones((x.shape[-1], 1), np.float32)  # [..., n, 1]
         np.maximum(total, np.float32(self.width), out=total)
         ratio = np.floor(np.float32(NORM_NUMERATOR) / total)
-        y = x * (ratio * np.float32(0.5**NORM_SHIFT))
+        y: FloatArray = x * (ratio * np.float32(0.5**NORM_SHIFT))
         y += np.float32(0.5)
         return _floor(y, -ACTIVATION_MAX, ACTIVATION_MAX)
 
     def _attend(self, q: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
         """q: [..., heads, n, d], keys and values [..., heads, L, d] -> [..., n, D]."""
-        # Keys come first in memory: numpy finds maxima and sums over the last axis slowly.
-        score = np.empty((keys.shape[-2], *q.shape[:-1]), np.float32)  # [L, ..., heads, n]
-        q = q * np.float32(0.5**SCORE_SHIFT)
-        np.matmul(keys, q.swapaxes(-1, -2), out=np.moveaxis(score, 0, -2))
+        # Keys lie along the last axis but one: numpy finds maxima over the last one slowly.
+        score = keys @ (q * np.float32(0.5**SCORE_SHIFT)).swapaxes(-1, -2)  # [..., heads, L, n]
         score += np.float32(0.5)
         np.floor(score, out=score)
-        np.subtract(score.max(axis=0), score, out=score)
-        weight = self._exp.take(score.astype(np.uint16), mode="clip")  # [L, ..., heads, n]
-        total = weight.sum(axis=0)[..., None]  # [..., heads, n, 1]
-        mean = np.moveaxis(weight, 0, -1) @ values  # [..., heads, n, d]
+        np.subtract(score.max(axis=-2, keepdims=True), score, out=score)
+        weight = self._exp.take(score.astype(np.uint16), mode="clip")
+        total = (np.ones((1, weight.shape[-2]), np.float32) @ weight).swapaxes(-1, -2)
+        mean = weight.swapaxes(-1, -2) @ values  # [..., heads, n, d]
         mean *= np.float32(4)
         mean += total
         mean /= total + total
@@ -372,19 +370,19 @@ class IntegerTransformer:
         return _spatial_law(self._patch_head[step](self._norm(x)), around)
 
     def channel_step(
-        self, step: int, group: int, known: FloatArray, u: FloatArray, v: FloatArray
+        self, steps: slice, group: int, known: FloatArray, u: FloatArray, v: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """u and v [patches, k] of a group of channels with what the cells' own channels say.
+        """u and v [steps, patches, k] of a group of channels with what cells' own channels say.
 
-        group: from 2 on. known: activations of all groups before it but the leading one, [patches,
-        n] in the order of channels. u, v: what `spatial_step` says of the group.
+        group: from 2 on. known: activations of all groups before it but the leading one, [steps,
+        patches, n] in the order of channels. u, v: what `spatial_step` says of the group.
         """
-        weight, bias = self._channels[step][group - 2]
-        more = np.concatenate((known, np.abs(known)), axis=1) @ weight
-        more += bias
+        weight, bias = self._channels[group - 2]
+        more = np.concatenate((known, np.abs(known)), axis=2) @ weight[steps]
+        more += bias[steps]
         _floor(more, -LAW_MAX, LAW_MAX)
-        half = u.shape[1]
-        return limit(u + more[:, :half], -LAW_MAX, LAW_MAX), v + more[:, half:]
+        half = u.shape[2]
+        return limit(u + more[..., :half], -LAW_MAX, LAW_MAX), v + more[..., half:]
 
 
 class _Windows:
@@ -430,26 +428,28 @@ class _Windows:
         sums[:, self._columns[stage + 1] :] += window @ weight.reshape(window.shape[1], -1)
 
     def read(self, sums: FloatArray, stage: int) -> tuple[FloatArray, FloatArray]:
-        at, said = self._columns[stage], []
-        for dense in self._maps[stage] or ():
-            end = at + len(dense.bias)
-            said.append(limit(np.floor(sums[:, at:end]), dense.low, dense.high))
-            at = end
-        x, law = said
-        return x, law
+        """What a stage has heard: the window of its tokens [patches, D], its laws [.., 2 n]."""
+        window, around = self._maps[stage] or ()
+        numbers = np.floor(sums[:, self._columns[stage] : self._columns[stage + 1]])
+        x, law = np.split(numbers, [len(window.bias)], axis=1)
+        return limit(x, window.low, window.high), limit(law, around.low, around.high)
 
 
 def _between(
-    dense: _Dense, groups: npt.NDArray[Any]
+    maps: Sequence[_Dense], groups: npt.NDArray[Any]
 ) -> list[tuple[FloatArray, FloatArray]]:
-    """Weights and biases, for each group of channels from 2 on, from the groups 1.. before it."""
+    """For each group of channels from 2 on, the maps from the groups 1.. before it.
+
+    Weights [steps, in, out] and biases [steps, 1, out].
+    """
     own = groups[groups > 0]
-    weight = dense.weight.reshape(2, len(own), 2, len(own))
-    bias = dense.bias.reshape(2, len(own))
+    count = len(own)
+    weight = np.stack([dense.weight.reshape(2, count, 2, count) for dense in maps])
+    bias = np.stack([dense.bias.reshape(1, 2, count) for dense in maps])
     return [
         (
-            weight[:, own < i][..., own == i].reshape(2 * (own < i).sum(), -1),
-            bias[:, own == i].reshape(-1),
+            weight[:, :, own < i][..., own == i].reshape(len(maps), 2 * (own < i).sum(), -1),
+            bias[..., own == i].reshape(len(maps), 1, -1),
         )
         for i in range(2, own.max() + 1)
     ]
@@ -457,8 +457,8 @@ def _between(
 
 def _spatial_law(said: FloatArray, around: FloatArray) -> tuple[FloatArray, FloatArray]:
     said += around
-    half = said.shape[1] // 2
-    return limit(said[:, :half], -LAW_MAX, LAW_MAX), said[:, half:]
+    half = said.shape[-1] // 2
+    return limit(said[..., :half], -LAW_MAX, LAW_MAX), said[..., half:]
 
 
 def patch_windows(planes: FloatArray) -> FloatArray:
