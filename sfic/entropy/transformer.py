@@ -259,7 +259,8 @@ class IntegerTransformer:
         total = np.abs(x) @ np.ones((x.shape[-1], 1), np.float32)  # [..., n, 1]
         np.maximum(total, np.float32(self.width), out=total)
         ratio = np.floor(np.float32(NORM_NUMERATOR) / total)
-        y: FloatArray = x * (ratio * np.float32(0.5**NORM_SHIFT))
+        ratio *= np.float32(0.5**NORM_SHIFT)
+        y: FloatArray = x * ratio
         y += np.float32(0.5)
         return _floor(y, -ACTIVATION_MAX, ACTIVATION_MAX)
 
