@@ -161,7 +161,7 @@ class OnnxGenerator:
             if session is None:
                 provider, threads = self._settings
                 pruned = keep_outputs(self._high.read_bytes(), {name}, cut)
-                session = make_session(pruned, provider, 1 if cut else threads)
+                session = make_session(pruned, provider, 1 if cut else threads, arena=True)
                 self._sessions[name, cut] = session
         needed = {node.name for node in session.get_inputs()}
         given = {"row": np.array(0), **given}
