@@ -422,9 +422,9 @@ class Codec:
         styles: FloatArray = self._style_network.run([wanted], inputs)[0]
         return styles
 
-    def _session(self, name: str) -> Any:
+    def _session(self, name: str, *, arena: bool = False) -> Any:
         # Only synthesis is worth a GPU: the other networks take a few milliseconds on one core.
-        return make_session(self.bundle.path(name), "cpu", self._threads)
+        return make_session(self.bundle.path(name), "cpu", self._threads, arena=arena)
 
     @cached_property
     def _analysis(self) -> Any:
@@ -440,7 +440,7 @@ class Codec:
 
     @cached_property
     def _correction(self) -> Any:
-        return self._session("correction.onnx")
+        return self._session("correction.onnx", arena=True)
 
     @cached_property
     def _heads(self) -> Any:
