@@ -120,7 +120,7 @@ class Codec:
         return self._generator.provider
 
     def warm_up(self, *parts: Literal["encode", "decode", "analyze"]) -> None:
-        """Load and run once what these parts need, so that the first face is not slow."""
+        """Load what these parts need, and run what is quick, so that the first face is not slow."""
         wanted = parts or ("encode", "decode", "analyze")
         names = dict.fromkeys(name for part in wanted for name in _NETWORKS[part])
         # ONNX Runtime reads and arranges a network on one core.
@@ -131,7 +131,8 @@ class Codec:
                 self.encode(np.zeros((256, 256, 3), np.uint8))
                 self._detector.detect(np.zeros((256, 256, 3), np.uint8))
             elif part == "decode":
-                self._picture(self._zeros(), "enhanced", self.sizes[-1])
+                self._generator.load(self.sizes[-1])
+                self._picture(self._zeros(), "enhanced", self.sizes[0])
             else:
                 self._run_heads(np.zeros((1, self._entropy.sizes["basic"][0]), np.float32))
 
