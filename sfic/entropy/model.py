@@ -247,7 +247,7 @@ class EntropyModel:
     def _spatial_steps_at_once(
         self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
-        """As `_spatial_steps`, where all symbols are known: the network runs once for all."""
+        """As `_spatial_steps`, where all symbols are known: no law waits for a symbol."""
         net, steps = self._net, len(QUADRANTS)
         symbols = known["spatial"].reshape(-1)
         sums, memory = net.windows(), self._spatial_memory(rate, heard)
