@@ -23,6 +23,7 @@ from edge_encoder.settings import EdgeSettings
 from edge_encoder.store import FaceStore
 from sfic.audit import AuditLog
 from sfic.codec import Codec
+from sfic.memory import keep_little_memory, release_memory
 from sfic.service.server import serve
 from sfic.v1 import control_pb2_grpc, edge_pb2_grpc
 
@@ -73,6 +74,7 @@ class EdgeService:
                 Codec.load, settings.bundle, provider=settings.provider, threads=settings.threads
             )
         await asyncio.to_thread(codec.warm_up, "encode")
+        release_memory()
         if settings.effort:
             # A bundle that cannot do it must say so now, not with every frame.
             blank = np.zeros((256, 256, 3), np.uint8)
@@ -144,4 +146,5 @@ class EdgeService:
 
 def run(settings: EdgeSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
+    keep_little_memory()
     serve(lambda: EdgeService(settings), settings)

@@ -32,6 +32,7 @@ from sfic.face_score import face_score
 from sfic.generator import OnnxGenerator, agree, to_rgb
 from sfic.layers import LAYERS, Layer, as_layer, up_to
 from sfic.locations import models_dir
+from sfic.onnx_outputs import output_names
 from sfic.packet import RATES, PacketHeader, open_packet, parse_header, seal_packet, verify
 from sfic.runtime import make_session
 
@@ -49,14 +50,22 @@ PRICE: Final = math.log(2.0) / 24.0
 PRICE_MIN: Final = 1e-3
 PRICE_MAX: Final = 1e3
 TARGET_STEPS: Final = 14
+# What each part loads, that which takes longest first.
+_NETWORKS: Final = {
+    "encode": (
+        "_analysis", "_style_network", "_generator", "_spatial_analysis", "_detector", "_entropy"
+    ),
+    "decode": ("_style_network", "_generator", "_correction", "_entropy"),
+    "analyze": ("_heads", "_entropy"),
+}  # fmt: skip
 MOST_BYTES: Final = 1311  # of a face at a rate: 0.01 bit for each of 1024x1024 pixels
 
 
 class Codec:
     """Encodes and decodes faces with one model bundle.
 
-    Networks are loaded when they are first needed (`warm_up` loads them ahead), the small one of
-    the machine tasks at once; they are shared by all threads that use the codec.
+    Networks are loaded when they are first needed (`warm_up` loads them ahead); they are shared by
+    all threads that use the codec.
     """
 
     def __init__(self, bundle: ModelBundle, provider: str = "auto", threads: int = 0) -> None:
@@ -77,7 +86,8 @@ class Codec:
         """
         directory = None if bundle is None else Path(bundle)
         codec = cls(ModelBundle.load(directory), provider, threads)
-        lacking = [name for name in HEADS if name not in _outputs(codec._heads)]
+        there = output_names(codec.bundle.path("heads.onnx").read_bytes())
+        lacking = [name for name in HEADS if name not in there]
         if lacking:
             raise BundleError(
                 f"model bundle {codec.model_bundle} has no head for {', '.join(lacking)}: train its"
@@ -110,13 +120,19 @@ class Codec:
         return self._generator.provider
 
     def warm_up(self, *parts: Literal["encode", "decode", "analyze"]) -> None:
-        """Load and run once what these parts need, so that the first face is not slow."""
-        for part in parts or ("encode", "decode", "analyze"):
+        """Load what these parts need, and run what is quick, so that the first face is not slow."""
+        wanted = parts or ("encode", "decode", "analyze")
+        names = dict.fromkeys(name for part in wanted for name in _NETWORKS[part])
+        # ONNX Runtime reads and arranges a network on one core.
+        with ThreadPoolExecutor(os.cpu_count() or 1, "load") as pool:
+            list(pool.map(lambda name: getattr(self, name), names))
+        for part in wanted:
             if part == "encode":
                 self.encode(np.zeros((256, 256, 3), np.uint8))
                 self._detector.detect(np.zeros((256, 256, 3), np.uint8))
             elif part == "decode":
-                self._picture(self._zeros(), "enhanced", self.sizes[-1])
+                self._generator.load(self.sizes[-1])
+                self._picture(self._zeros(), "enhanced", self.sizes[0])
             else:
                 self._run_heads(np.zeros((1, self._entropy.sizes["basic"][0]), np.float32))
 
@@ -407,9 +423,9 @@ class Codec:
         styles: FloatArray = self._style_network.run([wanted], inputs)[0]
         return styles
 
-    def _session(self, name: str) -> Any:
+    def _session(self, name: str, *, arena: bool = False) -> Any:
         # Only synthesis is worth a GPU: the other networks take a few milliseconds on one core.
-        return make_session(self.bundle.path(name), "cpu", self._threads)
+        return make_session(self.bundle.path(name), "cpu", self._threads, arena=arena)
 
     @cached_property
     def _analysis(self) -> Any:
@@ -425,7 +441,7 @@ class Codec:
 
     @cached_property
     def _correction(self) -> Any:
-        return self._session("correction.onnx")
+        return self._session("correction.onnx", arena=True)
 
     @cached_property
     def _heads(self) -> Any:

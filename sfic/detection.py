@@ -20,11 +20,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from sfic.errors import BundleError, InvalidInput
 from sfic.locations import models_dir
+from sfic.runtime import make_session
 from sfic.sampling import sample_square
 
 __all__ = ["DetectedFace", "FaceDetector"]
@@ -175,15 +175,11 @@ class FaceDetector:
 
 
 def _load(path: Path, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     if not Path(path).is_file():
         raise BundleError(f"model file is missing: {path}")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no public error tree
+        return make_session(path, "cpu", threads)
+    except BundleError as error:
         raise BundleError(f"model file is damaged: {path}") from error
 
 

@@ -116,9 +116,19 @@ class OnnxGenerator:
         if size not in self.sizes:
             raise InvalidInput(f"size {size!r} is not one of {', '.join(map(str, self.sizes))}")
         name = f"{_IMAGE}{size}"
-        if self._cut is None or size <= 2 * int(self._cut.removeprefix(_FEATURES)):
-            return self._run(name, styles=styles, features=features)
-        return self._in_strips(name, size, styles, features)
+        if self._is_cut(size):
+            return self._in_strips(name, size, styles, features)
+        return self._run(name, styles=styles, features=features)
+
+    def load(self, size: int) -> None:
+        """Load what `preview` and `image` of this size need, which is else done when they run."""
+        self._session(self._preview, None)
+        if self._is_cut(size):
+            self._session(str(self._cut), None)
+        self._session(f"{_IMAGE}{size}", self._cut if self._is_cut(size) else None)
+
+    def _is_cut(self, size: int) -> bool:
+        return self._cut is not None and size > 2 * int(self._cut.removeprefix(_FEATURES))
 
     def preview(self, styles: FloatArray, features: FloatArray) -> FloatArray:
         """styles and their features -> preview [N, 3, 64, 64], beside which the spatial code is."""
@@ -155,15 +165,19 @@ class OnnxGenerator:
 
     def _run(self, name: str, cut: str | None = None, **given: Any) -> FloatArray:
         """An output of the second graph from its inputs, or from the features that cut it."""
+        session = self._session(name, cut)
+        needed = {node.name for node in session.get_inputs()}
+        given = {"row": np.array(0), **given}
+        output: FloatArray = session.run([name], {k: given[k] for k in needed})[0]
+        return output
+
+    def _session(self, name: str, cut: str | None) -> Any:
         # A session for each: one with all outputs would run to 1024x1024 for every preview.
         with self._lock:
             session = self._sessions.get((name, cut))
             if session is None:
                 provider, threads = self._settings
                 pruned = keep_outputs(self._high.read_bytes(), {name}, cut)
-                session = make_session(pruned, provider, 1 if cut else threads)
+                session = make_session(pruned, provider, 1 if cut else threads, arena=True)
                 self._sessions[name, cut] = session
-        needed = {node.name for node in session.get_inputs()}
-        given = {"row": np.array(0), **given}
-        output: FloatArray = session.run([name], {k: given[k] for k in needed})[0]
-        return output
+        return session

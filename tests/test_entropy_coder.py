@@ -72,6 +72,21 @@ def test_constriction_codes_with_exactly_these_integers() -> None:
             assert encoder.pos()[1] == (lower, span)
 
 
+def test_three_columns_a_symbol_code_what_whole_tables_do() -> None:
+    rng = np.random.default_rng(7)
+    for reach in (1, 20, RADIUS):
+        rows = rng.integers(0, len(TABLES), 3000)
+        symbols = rng.integers(-reach, reach + 1, rows.size).astype(np.int32)
+        plain = constriction.stream.queue.RangeEncoder()
+        plain.encode(TABLES.columns(symbols), coder._FAMILY, TABLES.weights[rows])
+        words = plain.get_compressed().astype(">u4").tobytes()
+        payload = encode_symbols(symbols, rows, TABLES)
+        assert len(payload) <= len(words)
+        last = len(payload) - 1
+        assert payload[: last - 4] == words[: last - 4]
+        assert np.array_equal(decode_symbols(payload, rows, TABLES), symbols)
+
+
 def test_tables_are_those_of_the_distribution() -> None:
     """Gaussian samples cost hardly more than by the exact Gaussian: heavy tails are cheap."""
     rng = np.random.default_rng(2)
@@ -228,10 +243,8 @@ def test_impossible_bytes_and_escapes_beyond_the_limit() -> None:
     with pytest.raises(PacketError):
         decode_symbols(b"\xff" * 40, rows, TABLES)
     encoder = SymbolEncoder(TABLES)
-    encoder._coder.encode(np.array([ALPHABET - 1], np.int32), coder._FAMILY, TABLES.weights[4:5])
-    encoder._coder.encode(np.array([15], np.int32), coder._PREFIXES)
-    top = np.array([(1 << 19) - 1], np.int32)
-    encoder._coder.encode(top, coder._UNIFORM, np.array([1 << 19], np.int32))
+    beyond = np.array([RADIUS + (1 << 20) - (1 << 4)])  # the farthest that an escape can say
+    encoder.put_columns(beyond, np.array([ALPHABET - 1], np.int32), rows[:1])
     with pytest.raises(PacketError, match="beyond"):
         decode_symbols(encoder.finish(), rows[:1], TABLES)
 

@@ -128,6 +128,23 @@ def test_a_law_depends_on_earlier_steps_alone(model: EntropyModel) -> None:
                 assert not np.array_equal(following.table, steps[-1].table)
 
 
+def test_steps_are_the_same_at_once(model: EntropyModel) -> None:
+    """An encoder, which knows all symbols, finds the tables that a decoder does step by step."""
+    rng = np.random.default_rng(13)
+    for sparse in (False, True):
+        symbols = random_symbols(rng, SIZES)
+        if sparse:  # some channels silent
+            symbols.parts["spatial"][1:3] = 0
+        for layer in PARTS:
+            one_by_one = list(model._steps(layer, 5, symbols.parts))
+            at_once = list(model._steps(layer, 5, symbols.parts, at_once=True))
+            for a, b in zip(one_by_one, at_once, strict=True):
+                assert a.part == b.part
+                assert np.array_equal(a.places, b.places)
+                assert np.array_equal(a.table, b.table)
+                assert np.array_equal(a.offset, b.offset)
+
+
 def test_every_symbol_is_coded_once(model: EntropyModel) -> None:
     symbols = random_symbols(np.random.default_rng(5), SIZES)
     for layer, parts in PARTS.items():

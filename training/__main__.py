@@ -17,8 +17,9 @@ from pathlib import Path
 from training.data import REPOSITORY, cache_dir, shared_dir
 
 CONFIGS = Path("training") / "configs"
-# Each goes on from the one before; the last from it with fine channels added.
-CODEC = ("codec-v2", "codec-v2-spatial", "codec-v2-joint", "codec-v3-spatial")
+# Each goes on from the one before; those of WIDER from it with the fine channels started anew.
+CODEC = ("codec-v2", "codec-v2-spatial", "codec-v2-joint", "codec-v3-spatial", "codec-v4-spatial")
+WIDER = ("codec-v3-spatial", "codec-v4-spatial")
 
 
 def converted() -> list[list[str]]:
@@ -39,9 +40,10 @@ def trained(out: Path) -> list[list[str]]:
     commands = [["training.teacher_cache"]]
     start: list[str] = []
     for name in CODEC:
-        if name == CODEC[-1]:
-            wider = str(cache_dir() / "codec-v3-start.pt")
+        if name in WIDER:
+            wider = str(cache_dir() / f"{name}-start.pt")
             commands.append(["training.start_refinement", "--checkpoint", start[1], "--out", wider])
+            commands.append(["training.fit_rates", "--checkpoint", wider, "--out", wider])
             start = ["--init", wider]
         config = str(CONFIGS / f"{name}.toml")
         commands.append(["training.train_codec", "--config", config, *start])

@@ -146,7 +146,8 @@ class Batch:
 class Batches:
     """Endless batches of real faces, augmented by a background thread.
 
-    `pictures`: uint8 [M, S, S, 3], at least `batch` of them; `landmarks`: float32 [M, 68, 2].
+    `pictures`: uint8 [M, S, S, 3], at least `batch` of them; `landmarks`: float32 [M, 68, 2];
+    `degraded`: share of the faces that a poor camera may have taken.
     """
 
     def __init__(
@@ -155,12 +156,14 @@ class Batches:
         landmarks: npt.NDArray[np.float32],
         batch: int,
         seed: int,
+        degraded: float = 1.0,
     ) -> None:
         if len(pictures) < batch:
             raise ValueError(f"{len(pictures)} pictures are too few for batches of {batch}")
         self.pictures = pictures
         self.landmarks = landmarks
         self.batch = batch
+        self.degraded = degraded
         self.rng = np.random.default_rng(seed)
         self.queue: queue.Queue[Batch] = queue.Queue(4)
         threading.Thread(target=self._fill, daemon=True).start()
@@ -176,7 +179,9 @@ class Batches:
                     recolour(move.apply(self.pictures[i]), rng)
                     for i, move in zip(index, moves, strict=True)
                 ]
-                seen = [degrade_capture(t, rng) for t in target]
+                seen = [
+                    degrade_capture(t, rng) if rng.random() < self.degraded else t for t in target
+                ]
                 points = [
                     move.move(self.landmarks[i], FLIP_68) if self.landmarks[i].any()
                     else self.landmarks[i]

@@ -16,7 +16,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from sfic.networks.codec import FaceCodec, Gain
+from sfic.networks.codec import KNOTS, FaceCodec, Gain
 
 __all__ = ["start_from_bundle"]
 
@@ -82,8 +82,7 @@ def start_from_bundle(codec: FaceCodec, folder: Path, parts: Sequence[str]) -> N
                 gain = torch.from_numpy(file[f"gain.{name}"]).log()  # [9, n]
                 kept = codec.gains[name]
                 assert isinstance(kept, Gain)
-                _copy(kept.low, gain[0])
-                _copy(kept.high, gain[-1])
+                _copy(kept.knots, gain[:: (len(gain) - 1) // (KNOTS - 1)])
 
 
 def _fill(layers: Sequence[tuple[nn.Module, nn.Module]], values: Sequence[Tensor]) -> None:

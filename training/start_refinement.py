@@ -18,25 +18,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfic.networks.codec import CodecShape, FaceCodec, Gain
+from sfic.networks.codec import CodecShape, FaceCodec, at_rate
 from sfic.networks.generator import Generator
 from training.codec_checkpoint import LAYERS, load_generator
 from training.codec_data import identity_targets, resize, to_tensor
 from training.data import cache_dir, picture_array, read_index
 
-RATE = 0.6  # of the coarse code whose rest is looked at
-STEPS = (8.0, 0.32)  # of the fine quantiser at the lowest and the highest rate, in [-1, 1] x 8
+RATE = 0.5  # of the coarse code whose rest is looked at
+# The coarse code's rate, and the quantiser step of the fine one in units of [-1, 1] x 8, at each
+# knot: bits of the coarse code that bring nothing more go to the fine one.
+COARSE = (0.0, 0.25, 0.5, 0.55, 0.6)
+STEPS = (8.0, 4.0, 1.6, 0.7, 0.35)
 
 
 def widened(state: dict[str, Tensor], codec: FaceCodec) -> dict[str, Tensor]:
     """`state` of a codec with fewer channels: what is new stays as `codec` has it."""
     own = {name: value.clone() for name, value in codec.state_dict().items()}
     for name, value in state.items():
-        if own[name].shape == value.shape:
-            own[name] = value
-        else:
-            own[name][tuple(slice(0, side) for side in value.shape)] = value
+        own[name][tuple(slice(0, side) for side in value.shape)] = value
     return own
+
+
+@torch.no_grad()
+def start_coarse(codec: FaceCodec) -> None:
+    """Let the coarse channels' gains and laws end where more of their bits bring nothing."""
+    rates, cells = torch.tensor(COARSE), codec.shape.coarse_channels * codec.shape.spatial_size**2
+    gains = codec.gains["spatial"].knots[:, : codec.shape.coarse_channels]
+    for values in (gains, codec.spatial_laws[:, :cells]):
+        values.copy_(at_rate(values.clone(), rates))
 
 
 @torch.no_grad()
@@ -85,16 +94,15 @@ def start(codec: FaceCodec, rest: Tensor) -> None:
     norm.running_mean.copy_(mean.float() @ basis)
     norm.running_var.copy_(scale.square())
     codec.spatial_synthesis.linear.weight.copy_((basis * scale)[:, :, None, None])
-    gains = codec.gains["spatial"]
-    assert isinstance(gains, Gain)
-    for gain, step in zip((gains.low, gains.high), STEPS, strict=True):
-        gain[s.coarse_channels :] = (scale / step).log()
+    for layer in (codec.spatial_refinement.net[-1], codec.spatial_synthesis.fine):
+        for parameter in layer.parameters():  # what a network adds to the transform: nothing yet
+            parameter.zero_()
+    gains = codec.gains["spatial"].knots[:, s.coarse_channels :]  # [K, C]
+    gains.copy_((scale / torch.tensor(STEPS)[:, None]).log())
     z = torch.einsum("nkc,kf->nfc", columns, basis / scale)  # [N, C, cells]
     spread = (0.55 * z.std(dim=0)).clamp_min(0.05).log()  # [C, cells], of a logistic law
     first = s.coarse_channels * s.spatial_size**2
-    low, high = (g[s.coarse_channels :, None] for g in (gains.low, gains.high))
-    codec.spatial_base[first:] = (spread + low).flatten()
-    codec.spatial_slope[first:] = (high - low).expand_as(spread).flatten()
+    codec.spatial_laws[:, first:] = (spread + gains[:, :, None]).flatten(1)
 
 
 def main() -> None:
@@ -110,6 +118,7 @@ def main() -> None:
     codec.load_state_dict(widened(state["average"], codec))
     codec.eval()
     start(codec, rests(codec, load_generator(), args.faces))
+    start_coarse(codec)
     weights = codec.state_dict()
     torch.save(
         {**state, "codec": weights, "average": weights, "shape": asdict(codec.shape)}, args.out

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfic.networks.codec import LAYERS, FaceCodec, agree, quantise
+from sfic.networks.codec import KNOTS, LAYERS, FaceCodec, agree, at_rate, quantise
 from sfic.networks.efficientnet import EfficientNetLite0
 from training.codec_data import Batch, Batches, resize, to_tensor
 from training.codec_start import start_from_bundle
@@ -37,36 +37,40 @@ from training.teachers import Box, crop_and_resize
 PARTS = (*LAYERS, "spatial")
 # By the factorised laws that training uses; the entropy transformer needs a quarter less.
 BYTES_LOW = {"basic": 45.0, "middle": 4.0, "enhanced": 2.0, "spatial": 43.0}
-BYTES_HIGH = {"basic": 170.0, "middle": 60.0, "enhanced": 30.0, "spatial": 1370.0}
+BYTES_HIGH = {"basic": 170.0, "middle": 60.0, "enhanced": 30.0, "spatial": 1500.0}
 
 
 def target_bits(layer: str, t: Tensor) -> Tensor:
-    """Byte budget of a part at rate t in 0..1, in bits: log-linear, 94 to 1,630 bytes in all."""
+    """Byte budget of a part at rate t in 0..1, in bits: log-linear, 94 to 1,760 bytes in all."""
     low, high = BYTES_LOW[layer], BYTES_HIGH[layer]
     return 8.0 * low * (high / low) ** t
 
 
 class RateWeights:
-    """log lambda(t) = a + b t for each layer, moved so that the bits meet their budget."""
+    """log lambda(t) of each layer, linear between knots, moved so that the bits meet their budget.
+
+    Distortion falls by less and less for a byte, so lambda begins three orders of magnitude higher
+    at the lowest rate than at the highest.
+    """
 
     def __init__(self, start: float, step: float) -> None:
-        self.ab = {name: torch.tensor([math.log(start), -2.0]) for name in PARTS}
+        first = math.log(start) - torch.linspace(0.0, 2.0, KNOTS)
+        self.knots = {name: first.clone() for name in PARTS}
         self.step = step
 
     def weight(self, layer: str, t: Tensor) -> Tensor:
         """Lambda for each face of the batch, [N], in distortion per kilobit."""
-        a, b = self.ab[layer]
-        return torch.exp(a + b * t)
+        return torch.exp(at_rate(self.knots[layer], t))
 
     def update(self, layer: str, t: Tensor, bits: Tensor) -> None:
         """Raise lambda where bits are over budget; t, bits: [n] of the faces that paid."""
         if len(t) == 0:
             return
         error = (bits / target_bits(layer, t)).log().clamp(-2, 2)
-        step = torch.stack((error.mean(), (error * (t - 0.5)).mean() * 4))
-        self.ab[layer] += self.step * step
+        share = at_rate(torch.eye(KNOTS), t)  # [n, K], of each face in each knot
+        self.knots[layer] += self.step * (share * error[:, None]).sum(dim=0) * KNOTS / len(t)
         # Where more bits buy nothing, or fewer would cost everything, the budget is not the law.
-        self.ab[layer].clamp_(torch.tensor([-4.0, -7.0]), torch.tensor([1.8, 0.0]))
+        self.knots[layer].clamp_(-9.0, 3.0)
 
 
 def half() -> torch.autocast:
@@ -128,6 +132,9 @@ class Trainer:
             self.codec.start_identity(torch.from_numpy(self.targets["embedding"]))
         if "start_from" in config:
             start_from_bundle(self.codec, Path(config["start_from"]), config["start_parts"])
+        if "only" in config:
+            for name, parameter in self.codec.named_parameters():
+                parameter.requires_grad_(name.startswith(tuple(config["only"])))
         size = config["input"]
         self.fake_pictures, self.fake_styles = m.fake_pictures, m.fake_styles
         self.size = size
@@ -138,8 +145,16 @@ class Trainer:
             self.codec.spatial_refinement,
             self.codec.spatial_synthesis,
         )
-        spatial = [p for network in networks for p in network.parameters()]
-        special = {id(p) for p in (*backbone, *laws, *spatial)}
+        # A block transform that starts right: steps of the networks' size leak the great energy of
+        # its first components into the small last ones.
+        transform = [
+            *self.codec.spatial_refinement.linear.parameters(),
+            *self.codec.spatial_refinement.net[-1].parameters(),
+            *self.codec.spatial_synthesis.linear.parameters(),
+        ]
+        slow = {id(p) for p in transform}
+        spatial = [p for network in networks for p in network.parameters() if id(p) not in slow]
+        special = {id(p) for p in (*backbone, *laws, *spatial, *transform)}
         rest = [p for p in self.codec.parameters() if id(p) not in special]
         for network in networks:
             network.to(memory_format=torch.channels_last)  # a fifth faster
@@ -149,6 +164,7 @@ class Trainer:
                 {"params": backbone, "lr": 1.0, "share": 0.3},
                 {"params": rest, "lr": 1.0, "share": 1.0},
                 {"params": spatial, "lr": 1.0, "share": 1.0},
+                {"params": transform, "lr": 1.0, "share": config.get("transform", 1.0)},
                 {"params": laws, "lr": 1.0, "share": c.get("laws", 5.0), "weight_decay": 0.0},
             ],
             betas=(0.9, 0.98),
@@ -178,7 +194,7 @@ class Trainer:
                 "codec": self.codec.state_dict(),
                 "average": self.average,
                 "optimiser": self.optimiser.state_dict(),
-                "lambda": self.weights.ab,
+                "lambda": self.weights.knots,
                 "step": self.step,
                 "seconds": self.seconds,
                 "projection": self.projection,
@@ -198,7 +214,7 @@ class Trainer:
         state = torch.load(source, weights_only=True)
         self.codec.load_state_dict(state["codec"])
         self.average = state["average"]
-        self.weights.ab |= state["lambda"]
+        self.weights.knots |= state["lambda"]
         if own:
             if len(state["optimiser"]["param_groups"]) == len(self.optimiser.param_groups):
                 self.optimiser.load_state_dict(state["optimiser"])
@@ -267,21 +283,24 @@ class Trainer:
         below, shown = features.detach(), preview.detach().clamp(-1.2, 1.2)
         target = resize(batch.target, side)  # [N, 3, 128, 128]
         few = slice(0, c.get("judged", len(t)))
+        less = slice(0, max(c.get("corrected", len(t)), c["full"]))
         synthesis = codec.spatial_synthesis
         with half():
             seen = resize(batch.seen, side)
             code, bits = codec.code_spatial(seen, below, shown, t, noise)
             mixed = synthesis.mixed(code, below)
             picture = synthesis.picture(mixed, code, shown).float()
-            correction = synthesis.correction(mixed[few])
-            styles = styles[few].detach()
-            corrected = generator.head(below[few] + correction, styles, 32).float()
+            correction = synthesis.correction(mixed[less])
+            styles = styles[less].detach()
+            corrected = generator.head(below[less] + correction, styles, 32).float()
         correction = correction.float()
-        target64 = resize(target[few], codec.shape.preview)
+        target64 = resize(target[less], codec.shape.preview)
+        # High rates err less, and would count less for it.
+        tilt = torch.exp(c.get("tilt", 0.0) * (t - 0.5))
         losses = {
             "pixels_corrected": pyramid_l1(corrected, target64, 3).mean(),
             "correction": (correction.square().mean() + 1e-6).sqrt(),
-            "picture": pyramid_l1(picture, target, 4).mean(),
+            "picture": (tilt * pyramid_l1(picture, target, 4)).mean(),
             "rate_spatial": self.price("spatial", t, bits, torch.ones(len(t), dtype=torch.bool)),
             "bytes_spatial": bits.detach().mean() / 8,
         }
@@ -411,7 +430,9 @@ class Trainer:
             assert self.materials.fake_embeddings is not None
             rows = (self.targets["embedding"][batch.index], self.materials.fake_embeddings[fake])
             embedding = torch.from_numpy(np.concatenate(rows))
-        t, noise = torch.rand(n), bool(self.rng.random() < 0.5)
+        t = torch.rand(n)
+        # Noise where most symbols are 0 is an error, and a price, that coding does not have.
+        noise = bool(self.rng.random() < c.get("noise", 0.5))
         with torch.set_grad_enabled(bool(c["styles"])):
             z = codec.analyse(resize(shown, self.size), embedding)
             real = {k: v[:n] for k, v in z.items()}
@@ -456,6 +477,7 @@ class Trainer:
                 self.targets["landmarks68"],
                 c["batch"],
                 seed=c["seed"] + self.step,
+                degraded=c.get("degraded", 1.0),
             )
         )
         sums: dict[str, list[float]] = defaultdict(list)
@@ -471,7 +493,7 @@ class Trainer:
                     line: dict[str, Any] = {"step": self.step, "hours": self.seconds / 3600}
                     line |= {name: round(float(np.mean(v)), 5) for name, v in sums.items()}
                     line["lambda"] = {
-                        k: [round(float(x), 3) for x in v] for k, v in self.weights.ab.items()
+                        k: [round(float(x), 3) for x in v] for k, v in self.weights.knots.items()
                     }
                     line["s_per_step"] = round((now - last_log) / c["log_every"], 3)
                     last_log = now

@@ -31,21 +31,28 @@ import numpy.typing as npt
 
 from sfic.entropy.coder import SymbolDecoder, SymbolEncoder
 from sfic.entropy.tables import TableSet
-from sfic.entropy.transformer import ACTIVATION_MAX, IntegerTransformer, limit, patch_windows
+from sfic.entropy.transformer import (
+    ACTIVATION_MAX,
+    VECTORS,
+    IntegerTransformer,
+    Memory,
+    limit,
+)
 from sfic.errors import BundleError, InvalidInput, PacketError
 
 __all__ = ["GROUP", "PARTS", "QUADRANTS", "VECTORS", "EntropyModel", "LayerSymbols"]
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+Places = npt.NDArray[np.intp] | slice
 
 GROUP: Final = 8
 MEAN_LIMIT: Final = 8 * 64
 INPUT_SHIFT: Final = 4
 UNIT_MAX: Final = 2000
+BASE_MAX: Final = 1 << 15
 GAIN_SHIFT: Final = 7
 SCALE_SHIFT: Final = 2
-VECTORS: Final = ("basic", "middle", "enhanced")
 # (row, column) in its patch of the cell that a step codes.
 QUADRANTS: Final = ((0, 0), (1, 1), (0, 1), (1, 0))
 # The parts of the three layers in the order of coding.
@@ -92,12 +99,20 @@ class EntropyModel:
         self.tables = tables
         parts = [part for layer in PARTS.values() for part in layer]
         self.sizes = {part: tuple(int(x) for x in arrays[f"size.{part}"]) for part in parts}
-        self._base = {part: arrays[f"base.{part}"].astype(np.int32) for part in parts}
-        self._input = {part: arrays[f"input.{part}"].astype(np.float32) for part in parts}
-        self._output = {part: arrays[f"output.{part}"].astype(np.float32) for part in parts}
-        units = [*self._input.values(), *self._output.values()]
-        if max(float(np.abs(unit).max()) for unit in units) > UNIT_MAX:
+        # All scaled and with the half of a rounding, so that `floor` alone is left to do.
+        half = np.float32(0.5)
+        self._base = {part: arrays[f"base.{part}"].astype(np.float32) + half for part in parts}
+        units = {
+            name: arrays[name].astype(np.float32)
+            for part in parts
+            for name in (f"input.{part}", f"output.{part}")
+        }
+        if max(float(np.abs(unit).max()) for unit in units.values()) > UNIT_MAX:
             raise BundleError(f"units of the entropy model are beyond {UNIT_MAX}")
+        if max(float(np.abs(base).max()) for base in self._base.values()) > BASE_MAX:
+            raise BundleError(f"laws of the entropy model are beyond {BASE_MAX}")
+        self._input = {p: units[f"input.{p}"] * np.float32(0.5**INPUT_SHIFT) for p in parts}
+        self._output = {p: units[f"output.{p}"] * np.float32(0.5**GAIN_SHIFT) for p in parts}
         self._counts = {part: [int(x) for x in arrays[f"steps.{part}"]] for part in VECTORS}
         self._first = {}  # number of a part's first token
         first = 0
@@ -108,18 +123,20 @@ class EntropyModel:
                 raise BundleError(f"steps of {part} do not cover its {self.sizes[part]} symbols")
         self._net = IntegerTransformer(arrays)
         c, s, _ = self.sizes["spatial"]
-        cells = np.arange(c * s * s).reshape(c, s, s)
-        self._cells = [
-            np.ascontiguousarray(cells[:, y::2, x::2].reshape(c, -1).T) for y, x in QUADRANTS
-        ]  # each [patches, C]
         groups = arrays["groups.spatial"]
         count = int(groups.max()) + 1
         if groups.shape != (c,) or count < 2 or set(groups.tolist()) != set(range(count)):
             raise BundleError(f"groups of the {c} channels are {groups.tolist()}")
-        self._lead = np.flatnonzero(groups == 0)
-        self._rest = np.flatnonzero(groups)
-        # Where the channels of each other group stand among all that do not lead.
-        self._groups = [np.flatnonzero(groups[self._rest] == i) for i in range(1, count)]
+        self._channels = [np.flatnonzero(groups == i) for i in range(count)]  # of each group
+        # Where the channels of each group but the first stand among all those that do not lead.
+        self._among = [np.flatnonzero(groups[groups > 0] == i) for i in range(1, count)]
+        self._before = [np.flatnonzero(groups[groups > 0] < i) for i in range(1, count)]
+        cells = np.arange(c * s * s).reshape(c, s, s)
+        self._cells = [
+            np.stack([cells[k, y::2, x::2].reshape(len(k), -1).T for y, x in QUADRANTS])
+            for k in self._channels
+        ]  # of each group, [steps, patches, k]
+        self._cell_base = [self._base["spatial"][:, :, at] for at in self._cells]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
@@ -131,10 +148,13 @@ class EntropyModel:
 
     # -- what both directions share
 
-    def _steps(self, layer: str, rate: int, known: Mapping[str, Int32Array]) -> Iterator[Step]:
+    def _steps(
+        self, layer: str, rate: int, known: Mapping[str, Int32Array], *, at_once: bool = False
+    ) -> Iterator[Step]:
         """The steps of a layer in order; by the next, `known` has to hold the last one's symbols.
 
-        Symbols of steps to come are never read.
+        Symbols of steps to come are never read. With `at_once`, `known` holds all symbols of the
+        layer from the start, which is faster; the steps are the same.
         """
         if layer == "basic":
             for places, offset, table in self._basic_steps(rate, known["basic"][None]):
@@ -160,14 +180,15 @@ class EntropyModel:
                 rate,
             )
             gain = self._output[layer][rate - 1, places]
-            yield self._step(layer, places, *_law(base[:, places], u, v, gain))
+            yield Step(layer, places, *self._located(base[:, places], u, v, gain))
             own = self._activations(layer, rate, known[layer])[places]
             heard.append(own)
             if i + 1 < len(counts):
                 tokens = own.reshape(-1, GROUP)
                 self._net.remember(memory, tokens, self._first[layer] + begin, rate, spatial=False)
         if layer == "enhanced":
-            yield from self._spatial_steps(rate, known, np.concatenate(heard))
+            spatial = self._spatial_steps_at_once if at_once else self._spatial_steps
+            yield from spatial(rate, known, np.concatenate(heard))
 
     def _basic_steps(
         self, rate: int, symbols: Int32Array
@@ -186,14 +207,12 @@ class EntropyModel:
         for i, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True)):
             begin = end - count
             places = np.arange(begin * GROUP, end * GROUP)
-            mean, scale = base[:, None, places]
+            gain = self._output[layer][rate - 1, places]
+            u = v = np.zeros((1, len(places)), np.float32)
             if i:
                 name = f"around_{layer}{i}"
                 u, v = self._net.vector_step(memory, name, heard, slice(begin, end), rate)
-                gain = self._output[layer][rate - 1, places]
-                mean, scale = _law(base[:, places], u, v, gain)
-            step = self._step(layer, places, mean, scale)
-            yield step.places, step.offset, step.table
+            yield places, *self._located(base[:, places], u, v, gain)
             own = self._activations(layer, rate, symbols)[:, places]  # [B, k]
             heard = np.concatenate((heard, own), axis=1)
             if i + 1 < len(counts):
@@ -203,64 +222,109 @@ class EntropyModel:
     def _spatial_steps(
         self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
-        side = self.sizes["spatial"][1] // 2
-        base = self._base["spatial"][rate - 1]  # [2, C S S]
-        gain = self._output["spatial"][rate - 1]  # [C]
-
-        def step(
-            i: int, channels: npt.NDArray[np.intp], u: FloatArray, v: FloatArray
-        ) -> Step:
-            places = self._cells[i][:, channels]  # [patches, k]
-            law = _law(base[:, places], u, v, gain[channels])
-            return self._step("spatial", places.reshape(-1), *(x.reshape(-1) for x in law))
-
-        def decoded(i: int) -> FloatArray:
-            """Activations of a cell of each patch, [patches, C], of what is known by now."""
-            cells = known["spatial"].reshape(-1)[self._cells[i]]
-            return self._activations("spatial", rate, cells)
-
-        planes = np.zeros((0, side, side), np.float32)
-        for i in range(len(QUADRANTS)):
-            u = v = np.zeros((side**2, len(self._lead)), np.float32)
+        net, steps = self._net, len(QUADRANTS)
+        symbols = known["spatial"].reshape(-1)
+        sums, memory = net.windows(), self._spatial_memory(rate, heard)
+        u = v = np.zeros(self._cells[0][0].shape, np.float32)
+        for i in range(steps):
+            at = slice(i, i + 1)
             if i:
-                u, v = self._net.lead_step(i, patch_windows(planes), rate)
-            yield step(i, self._lead, u, v)
-            own = decoded(i)[:, self._lead].T.reshape(-1, side, side)
-            planes = np.concatenate((planes, own))
-        window = patch_windows(planes)
+                u, v = net.lead_step(i, sums, rate)
+            yield from self._cell_steps(0, at, rate, u[None], v[None])
+            net.hear(sums, i, self._cell_activations(0, at, rate, symbols)[0])
+        for i in range(steps):
+            at = slice(i, i + 1)
+            u, v = (x[None] for x in net.spatial_step(memory, i, sums, rate))
+            cell = np.zeros_like(u)  # [1, patches, C - K]
+            for group, (own, before) in enumerate(zip(self._among, self._before, strict=True), 1):
+                law = u[..., own], v[..., own]
+                if group > 1:
+                    law = net.channel_step(at, group, cell[..., before], *law)
+                yield from self._cell_steps(group, at, rate, *law)
+                cell[..., own] = self._cell_activations(group, at, rate, symbols)
+            net.hear(sums, steps + i, cell[0])
+
+    def _spatial_steps_at_once(
+        self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
+    ) -> Iterator[Step]:
+        """As `_spatial_steps`, where all symbols are known: no law waits for a symbol."""
+        net, steps = self._net, len(QUADRANTS)
+        symbols = known["spatial"].reshape(-1)
+        sums, memory = net.windows(), self._spatial_memory(rate, heard)
+        every = slice(0, steps)
+        lead, *others = (
+            self._cell_activations(group, every, rate, symbols) for group in range(len(self._cells))
+        )
+        cells = np.empty((*lead.shape[:2], sum(len(own) for own in self._among)), np.float32)
+        for own, values in zip(self._among, others, strict=True):
+            cells[..., own] = values
+        for i, cell in enumerate((*lead, *cells)):
+            net.hear(sums, i, cell)
+        nothing = np.zeros_like(lead[0])
+        laws = [(nothing, nothing), *(net.lead_step(i, sums, rate) for i in range(1, steps))]
+        yield from self._cell_steps(0, every, rate, *map(np.stack, zip(*laws, strict=True)))
+        # One step a time here too: the arrays of all would no longer fit the caches.
+        laws = [net.spatial_step(memory, i, sums, rate) for i in range(steps)]
+        u, v = map(np.stack, zip(*laws, strict=True))
+        coded = []
+        for group, (own, before) in enumerate(zip(self._among, self._before, strict=True), 1):
+            law = u[..., own], v[..., own]
+            if group > 1:
+                law = net.channel_step(every, group, cells[..., before], *law)
+            coded.append(self._cell_steps(group, every, rate, *law))
+        for cell_of_each_group in zip(*coded, strict=True):
+            yield from cell_of_each_group
+
+    def _spatial_memory(self, rate: int, heard: FloatArray) -> Memory:
         memory = self._net.start(rate, spatial=True)
         self._net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
-        for i in range(len(QUADRANTS)):
-            u, v = self._net.spatial_step(memory, i, window, rate)
-            cell = np.zeros_like(u)  # [patches, C - K]
-            for at, group in enumerate(self._groups):
-                more_u, more_v = self._net.channel_step(i, cell, u, v) if at else (u, v)
-                yield step(i, self._rest[group], more_u[:, group], more_v[:, group])
-                cell[:, group] = decoded(i)[:, self._rest[group]]
-            if i + 1 < len(QUADRANTS):
-                around = patch_windows(cell.T.reshape(-1, side, side))
-                window = np.concatenate((window, around), axis=1)
+        return memory
 
-    def _activations(self, part: str, rate: int, symbols: Int32Array) -> FloatArray:
-        """Symbols [..., n] (channels last) as the network's inputs; integers within +-127."""
-        unit = self._input[part][rate - 1]
+    def _cell_steps(
+        self, group: int, steps: slice, rate: int, u: FloatArray, v: FloatArray
+    ) -> Iterator[Step]:
+        """Steps of a group of channels from the laws of their cells, [steps, patches, k]."""
+        base = self._cell_base[group][rate - 1, :, steps]
+        gain = self._output["spatial"][rate - 1, self._channels[group]]
+        offset, table = self._located(base, u, v, gain)
+        places = self._cells[group][steps]
+        for step in zip(places, offset, table, strict=True):
+            yield Step("spatial", *(x.reshape(-1) for x in step))
+
+    def _cell_activations(
+        self, group: int, steps: slice, rate: int, symbols: Int32Array
+    ) -> FloatArray:
+        """Activations [steps, patches, k] of known cells; `symbols`: the flattened part."""
+        values = symbols[self._cells[group][steps]]
+        return self._activations("spatial", rate, values, self._channels[group])
+
+    def _activations(
+        self, part: str, rate: int, symbols: Int32Array, places: Places = slice(None)
+    ) -> FloatArray:
+        """Symbols [..., n] of these places (or channels) as inputs; integers within +-127."""
         x = limit(symbols.astype(np.float32), -ACTIVATION_MAX, ACTIVATION_MAX)
-        x = np.floor(x * unit * np.float32(0.5**INPUT_SHIFT) + np.float32(0.5))
+        x *= self._input[part][rate - 1, places]
+        x += np.float32(0.5)
+        np.floor(x, out=x)
         return limit(x, -ACTIVATION_MAX, ACTIVATION_MAX)
 
-    def _step(
-        self, part: str, places: npt.NDArray[np.intp], mean: Int32Array, scale: Int32Array
-    ) -> Step:
-        mean = np.clip(mean, -MEAN_LIMIT, MEAN_LIMIT)
-        scale = np.clip(scale, 0, self.tables.scale_count - 1)
-        return Step(part, places, *self.tables.locate(mean, scale))
+    def _located(
+        self, base: FloatArray, u: FloatArray, v: FloatArray, gain: FloatArray
+    ) -> tuple[Int32Array, Int32Array]:
+        """Offset and table of each symbol from its law; base: [2, ...], the rest of one symbol."""
+        mean, scale = u * gain, v * np.float32(0.5**SCALE_SHIFT)
+        mean += base[0]
+        scale += base[1]
+        limit(np.floor(mean, out=mean), -MEAN_LIMIT, MEAN_LIMIT)
+        limit(np.floor(scale, out=scale), 0, self.tables.scale_count - 1)
+        return self.tables.locate(mean.astype(np.int32), scale.astype(np.int32))
 
     # -- coding
 
     def encode(self, layer: str, rate: int, symbols: LayerSymbols) -> bytes:
         """Payload of one layer; `symbols` holds its parts and those of all lower layers."""
         coder = SymbolEncoder(self.tables)
-        for step in self._steps(layer, rate, symbols.parts):
+        for step in self._steps(layer, rate, symbols.parts, at_once=True):
             values = symbols.parts[step.part].reshape(-1)[step.places]
             coder.put(values - step.offset, step.table)
         return coder.finish()
@@ -268,7 +332,7 @@ class EntropyModel:
     def bits(self, layer: str, rate: int, symbols: LayerSymbols) -> dict[str, npt.NDArray[Any]]:
         """What each symbol costs, float64 in the shape of each part of the layer."""
         costs = {part: np.zeros(self.sizes[part]) for part in _parts(layer)}
-        for step in self._steps(layer, rate, symbols.parts):
+        for step in self._steps(layer, rate, symbols.parts, at_once=True):
             values = symbols.parts[step.part].reshape(-1)[step.places]
             cost = self.tables.bits(values - step.offset, step.table)
             costs[step.part].reshape(-1)[step.places] = cost
@@ -287,7 +351,7 @@ class EntropyModel:
             part: (np.zeros(self.sizes[part], np.float32), np.zeros(self.sizes[part], np.float32))
             for part in _parts(layer)
         }
-        for step in self._steps(layer, rate, symbols.parts):
+        for step in self._steps(layer, rate, symbols.parts, at_once=True):
             scale, part = np.divmod(step.table, fractions)
             mean, deviation = found[step.part]
             mean.reshape(-1)[step.places] = step.offset + (part - fractions // 2) / fractions
@@ -309,21 +373,24 @@ class EntropyModel:
         rounds. A symbol is the nearest one, or the next one towards the law's mean, or the mean
         itself, where that costs less.
         """
-        coder = SymbolEncoder(self.tables)
         parts = dict(known.parts)
         for part in _parts(layer):
             parts[part] = np.zeros(self.sizes[part], np.int32)
+        if not price:
+            for part in _parts(layer):
+                parts[part] = np.rint(ideal(part, LayerSymbols(parts))).astype(np.int32)
+            return LayerSymbols(parts), self.encode(layer, rate, LayerSymbols(parts))
+        coder = SymbolEncoder(self.tables)
         wanted: dict[str, FloatArray] = {}
         for step in self._steps(layer, rate, parts):
             if step.part not in wanted:
                 wanted[step.part] = ideal(step.part, LayerSymbols(parts)).reshape(-1)
             value = wanted[step.part][step.places]
-            best = np.rint(value).astype(np.int32)
-            if price > 0:
-                options = np.stack((best, best - np.sign(best - step.offset), step.offset))
-                bits = self.tables.bits(options - step.offset, step.table[None])
-                cost = np.square(options - value) + price * bits  # [3, n]
-                best = np.take_along_axis(options, cost.argmin(axis=0)[None], axis=0)[0]
+            nearest = np.rint(value).astype(np.int32)
+            options = np.stack((nearest, nearest - np.sign(nearest - step.offset), step.offset))
+            bits = self.tables.bits(options - step.offset, step.table[None])
+            cost = np.square(options - value) + price * bits  # [3, n]
+            best = np.take_along_axis(options, cost.argmin(axis=0)[None], axis=0)[0]
             coder.put(best - step.offset, step.table)
             parts[step.part].reshape(-1)[step.places] = best
         return LayerSymbols(parts), coder.finish()
@@ -375,12 +442,3 @@ def _parts(layer: str) -> tuple[str, ...]:
     if layer not in PARTS:
         raise InvalidInput(f"unknown layer {layer!r}")
     return PARTS[layer]
-
-
-def _law(
-    base: Int32Array, u: FloatArray, v: FloatArray, gain: FloatArray
-) -> tuple[Int32Array, Int32Array]:
-    """Mean in eighths of a step and scale index; base: int32 [2, ...], the rest of one symbol."""
-    mean = np.floor((u * gain + np.float32(1 << GAIN_SHIFT - 1)) * np.float32(0.5**GAIN_SHIFT))
-    scale = np.floor((v + np.float32(1 << SCALE_SHIFT - 1)) * np.float32(0.5**SCALE_SHIFT))
-    return base[0] + mean.astype(np.int32), base[1] + scale.astype(np.int32)

@@ -29,8 +29,10 @@ __all__ = [
     "ALPHABET",
     "ESCAPE_ORDER",
     "MAX_SYMBOL",
+    "NEAR",
     "PRECISION",
     "RADIUS",
+    "TOTAL",
     "TableSet",
     "default_scales",
     "escape_frequencies",
@@ -49,6 +51,7 @@ RADIUS: Final = 126
 ALPHABET: Final = 2 * RADIUS + 3
 ESCAPE_BELOW: Final = ALPHABET - 2
 ESCAPE_ABOVE: Final = ALPHABET - 1
+NEAR: Final = 16
 MAX_SYMBOL: Final = 1 << 20
 ESCAPE_ORDER: Final = 4
 ESCAPE_PREFIXES: Final = 16
@@ -101,9 +104,13 @@ class TableSet:
         self.freqs: npt.NDArray[np.uint32] = wide.astype(np.uint32)  # [T, A]
         self.fractions = fractions
         self.scales = tuple(float(s) for s in scales)
+        below = wide.cumsum(axis=1) - wide
+        self.below: npt.NDArray[np.uint32] = below.astype(np.uint32)  # [T, A], sums of `freqs`
         # constriction adds 1 to each weight, so these, whole numbers that sum to 2**24 - A, give
         # exactly `freqs` (tested); float32 holds them without loss.
         self.weights: npt.NDArray[np.float32] = (wide - 1).astype(np.float32)  # [T, A]
+        # The same with all columns from NEAR on as one: [T, NEAR + 1].
+        self.near = np.column_stack((wide[:, :NEAR], TOTAL - below[:, NEAR])).astype(np.float32) - 1
         self._bits: FloatArray = PRECISION - np.log2(wide.astype(np.float64))  # [T, A]
         self._prefix_bits: FloatArray = PRECISION - np.log2(escape_frequencies().astype(np.float64))
 
@@ -132,16 +139,15 @@ class TableSet:
         The symbol x is coded as the residual x - offset with table_index; halves round up. Integers
         only. InvalidInput when a scale index is out of range or a mean beyond +-MAX_SYMBOL steps.
         """
-        means = np.asarray(mean, dtype=np.int64)
-        scales = np.asarray(scale_index, dtype=np.int64)
+        means, scales = np.asarray(mean), np.asarray(scale_index)
         if means.size and max(-int(means.min()), int(means.max())) > MAX_SYMBOL * self.fractions:
             raise InvalidInput(f"a mean is beyond +-{MAX_SYMBOL} quantiser steps")
         if scales.size and not 0 <= int(scales.min()) <= int(scales.max()) < self.scale_count:
             raise InvalidInput(f"a scale index is not in 0..{self.scale_count - 1}")
-        half = self.fractions // 2
-        offset = (means + half) // self.fractions
-        part = means - offset * self.fractions + half
-        return offset.astype(np.int32), (scales * self.fractions + part).astype(np.int32)
+        shifted = means.astype(np.int32) + np.int32(self.fractions // 2)
+        offset = shifted // np.int32(self.fractions)
+        part = shifted - offset * np.int32(self.fractions)
+        return offset, scales.astype(np.int32) * np.int32(self.fractions) + part
 
     def rows(self, table_index: IntArray) -> npt.NDArray[np.intp]:
         """`table_index` as checked row numbers [n]; InvalidInput when one is out of range."""
@@ -158,13 +164,17 @@ class TableSet:
         values = np.asarray(symbols)
         if values.dtype.kind not in "iu":
             raise InvalidInput(f"symbols are integers, not {values.dtype}")
-        if values.size and max(-int(values.min()), int(values.max())) > MAX_SYMBOL:
+        farthest = max(-int(values.min()), int(values.max())) if values.size else 0
+        if farthest > MAX_SYMBOL:
             raise InvalidInput(f"a symbol is beyond +-{MAX_SYMBOL} quantiser steps")
         values = values.astype(np.int32)
-        column = 2 * np.abs(values) - (values < 0)
-        column[values < -RADIUS] = ESCAPE_BELOW
-        column[values > RADIUS] = ESCAPE_ABOVE
-        return column.astype(np.int32)
+        column = np.abs(values)
+        column += column
+        column -= values < 0
+        if farthest > RADIUS:
+            column[values < -RADIUS] = ESCAPE_BELOW
+            column[values > RADIUS] = ESCAPE_ABOVE
+        return column
 
     def bits(self, symbols: IntArray, table_index: IntArray) -> FloatArray:
         """What each residual costs in bits, escapes included; both broadcast against each other."""

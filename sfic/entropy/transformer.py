@@ -46,7 +46,9 @@ IEEE 754 asks, never reaches an integer that the exact one stays below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -72,14 +74,15 @@ NORM_SHIFT: Final = 10
 SCORE_SHIFT: Final = 6
 SHIFT: Final = 7
 VALUE_SHIFT: Final = 8
+VECTORS: Final = ("basic", "middle", "enhanced")
+# Below this share of live channels, leaving out the others costs less than it saves.
+LIVE_SHARE: Final = 0.75
 # Patches along a side of the window around one.
 WINDOW: Final = 3
 
 
-def _round(total: FloatArray, shift: int, low: float, high: float) -> FloatArray:
-    """floor(total / 2**shift + 1/2), clipped; in place."""
-    total *= np.float32(0.5**shift)
-    total += np.float32(0.5)
+def _floor(total: FloatArray, low: float, high: float) -> FloatArray:
+    """floor(total), clipped; in place."""
     np.floor(total, out=total)
     return limit(total, low, high)
 
@@ -92,7 +95,10 @@ def limit(x: FloatArray, low: float, high: float) -> FloatArray:
 
 
 class _Dense:
-    """A matrix product, rounded and clipped; weight int8 [..., out, in], bias int32 [..., out]."""
+    """A matrix product, rounded and clipped; weight int8 [..., out, in], bias int32 [..., out].
+
+    Kept as W / 2**k and b / 2**k + 1/2, which float32 holds as exactly: only `floor` is left to do.
+    """
 
     def __init__(
         self,
@@ -107,22 +113,23 @@ class _Dense:
         bias = arrays[f"{name}.bias"].astype(np.int64)
         if (np.abs(weight).sum(axis=-1) * limit + np.abs(bias)).max(initial=0) >= EXACT:
             raise BundleError(f"entropy transformer: sums of {name} are too large to be exact")
-        self.weight = np.ascontiguousarray(weight.swapaxes(-1, -2), dtype=np.float32)
-        self.bias = bias.astype(np.float32)
-        self.shift, self.low, self.high = shift, low, high
+        unit = np.float32(0.5**shift)
+        self.weight = np.ascontiguousarray(weight.swapaxes(-1, -2), dtype=np.float32) * unit
+        self.bias = bias.astype(np.float32) * unit + np.float32(0.5)
+        self.low, self.high = low, high
 
-    def __call__(self, x: FloatArray, bias: FloatArray | None = None) -> FloatArray:
+    def __call__(self, x: FloatArray) -> FloatArray:
         """x: [..., in] -> [..., out]."""
         total: FloatArray = x @ self.weight
-        total += self.bias if bias is None else bias
-        return _round(total, self.shift, self.low, self.high)
+        total += self.bias
+        return _floor(total, self.low, self.high)
 
     def each(self, x: FloatArray, places: slice) -> FloatArray:
         """Row i of x [..., n, in] by the matrix of place i -> [..., n, out]."""
-        return _round(self.sums(x, places), self.shift, self.low, self.high)
+        return _floor(self.sums(x, places), self.low, self.high)
 
     def sums(self, x: FloatArray, places: slice) -> FloatArray:
-        """As `each`, before rounding."""
+        """As `each`, before rounding down and clipping."""
         # One product for each place, of the rows of all faces: [n, faces, in] @ [n, in, out].
         rows = np.moveaxis(x.reshape(-1, *x.shape[-2:]), 1, 0)
         total = np.moveaxis(np.matmul(rows, self.weight[places]), 0, 1)
@@ -200,7 +207,8 @@ class IntegerTransformer:
             _Block(arrays, f"net.spatial{i}", heads) for i in range(spatial_blocks)
         ]
         self._embed = _Dense(arrays, "net.embed", top, SHIFT, 0, top)
-        self._embed_rate = arrays["net.embed_rate"].astype(np.float32)  # [rates, D]
+        unit = np.float32(0.5**SHIFT)
+        self._embed_rate = arrays["net.embed_rate"].astype(np.float32) * unit  # [rates, D]
         self._start = arrays["net.start"].astype(np.float32)  # [rates, D]
         self._place = arrays["net.place"].astype(np.float32)  # [tokens, D]
         self._rate = arrays["net.rate"].astype(np.float32)  # [rates, D]
@@ -208,30 +216,32 @@ class IntegerTransformer:
         self._patch_rate = arrays["net.patch_rate"].astype(np.float32)  # [steps, rates, D]
         self._lead_rate = arrays["net.lead_rate"].astype(np.float32)  # [steps, rates, D]
         self._head = _Dense(arrays, "net.head", top, SHIFT, -LAW_MAX, LAW_MAX)
+
+        def law(name: str) -> _Dense:
+            return _Dense(arrays, f"net.{name}", top, SHIFT, -LAW_MAX, LAW_MAX)
+
+        def window(name: str) -> _Dense:
+            return _Dense(arrays, f"net.{name}", top, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX)
+
         steps = len(self._patch_rate)
-
-
-        def each(name: str, limit: int, first: int = 0) -> dict[int, _Dense]:
-            """A matrix for each step."""
-            return {
-                i: _Dense(arrays, f"net.{name}{i}", top, SHIFT, -limit, limit)
-                for i in range(first, steps)
-            }
-
-        self._lead_window = each("lead_window", RESIDUAL_MAX, 1)
         self._lead_hidden = _Dense(arrays, "net.lead_hidden", top, SHIFT, 0, HIDDEN_MAX)
         self._lead_down = _Dense(
             arrays, "net.lead_down", HIDDEN_MAX, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX
         )
-        self._lead_head = each("lead_head", LAW_MAX, 1)
-        self._window = each("window", RESIDUAL_MAX)
-        self._patch_head = each("patch_head", LAW_MAX)
-        self._channels = each("channels", LAW_MAX)
+        self._lead_head = {i: law(f"lead_head{i}") for i in range(1, steps)}
+        self._patch_head = [law(f"patch_head{i}") for i in range(steps)]
         self._around = {
-            name.split(".")[1]: _Dense(arrays, name[:-7], top, SHIFT, -LAW_MAX, LAW_MAX)
+            name.split(".")[1]: law(name[4:-7])
             for name in arrays
-            if name.startswith("net.around_") and name.endswith(".weight")
+            if name.startswith(tuple(f"net.around_{part}" for part in VECTORS))
+            and name.endswith(".weight")
         }
+        groups = arrays["groups.spatial"]
+        self._channels = _between([law(f"channels{i}") for i in range(steps)], groups)
+        leads = [(window(f"lead_window{i}"), law(f"around_lead{i}")) for i in range(1, steps)]
+        others = [(window(f"window{i}"), law(f"around_spatial{i}")) for i in range(steps)]
+        channels = [int((groups == 0).sum())] * steps + [int((groups > 0).sum())] * steps
+        self._windows = _Windows([None, *leads, *others], channels, len(self._patch))
         self._exp = arrays["net.exp"].astype(np.float32)  # [129]
         if self._exp.shape != (EXP_STEPS + 1,) or self._exp[0] != ACTIVATION_MAX:
             raise BundleError("entropy transformer: a table of exponents has 129 entries from 127")
@@ -246,21 +256,24 @@ class IntegerTransformer:
     # -- arithmetic
 
     def _norm(self, x: FloatArray) -> FloatArray:
-        total = np.abs(x).sum(axis=-1, keepdims=True)  # [n, 1]
+        total = np.abs(x) @ np.ones((x.shape[-1], 1), np.float32)  # [..., n, 1]
         np.maximum(total, np.float32(self.width), out=total)
         ratio = np.floor(np.float32(NORM_NUMERATOR) / total)
-        return _round(x * ratio, NORM_SHIFT, -ACTIVATION_MAX, ACTIVATION_MAX)
+        ratio *= np.float32(0.5**NORM_SHIFT)
+        y: FloatArray = x * ratio
+        y += np.float32(0.5)
+        return _floor(y, -ACTIVATION_MAX, ACTIVATION_MAX)
 
     def _attend(self, q: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
         """q: [..., heads, n, d], keys and values [..., heads, L, d] -> [..., n, D]."""
-        score = q @ keys.swapaxes(-1, -2)  # [..., heads, n, L]
-        score *= np.float32(0.5**SCORE_SHIFT)
+        # Keys lie along the last axis but one: numpy finds maxima over the last one slowly.
+        score = keys @ (q * np.float32(0.5**SCORE_SHIFT)).swapaxes(-1, -2)  # [..., heads, L, n]
         score += np.float32(0.5)
         np.floor(score, out=score)
-        np.subtract(score.max(axis=-1, keepdims=True), score, out=score)
-        weight = self._exp.take(score.astype(np.uint16), mode="clip")  # [..., heads, n, L]
-        total = weight @ np.ones((weight.shape[-1], 1), np.float32)  # [..., heads, n, 1]
-        mean = weight @ values  # [..., heads, n, d]
+        np.subtract(score.max(axis=-2, keepdims=True), score, out=score)
+        weight = self._exp.take(score.astype(np.uint16), mode="clip")
+        total = (np.ones((1, weight.shape[-2]), np.float32) @ weight).swapaxes(-1, -2)
+        mean = weight.swapaxes(-1, -2) @ values  # [..., heads, n, d]
         mean *= np.float32(4)
         mean += total
         mean /= total + total
@@ -297,7 +310,7 @@ class IntegerTransformer:
         places = slice(first, first + activations.shape[-2])
         total = self._embed.sums(activations, places)  # [..., n, D]
         total += self._embed_rate[rate - 1]
-        self._store(memory, _round(total, SHIFT, 0, ACTIVATION_MAX), spatial)
+        self._store(memory, _floor(total, 0, ACTIVATION_MAX), spatial)
 
     def _store(self, memory: Memory, tokens: FloatArray, spatial: bool) -> None:
         blocks = self.spatial_blocks if spatial else self.vector_blocks
@@ -321,55 +334,132 @@ class IntegerTransformer:
         u, v = (part.reshape(*known.shape[:-1], -1) for part in (law[..., :half], law[..., half:]))
         return limit(u + self._around[name](known), -LAW_MAX, LAW_MAX), v
 
-    def lead_step(self, step: int, window: FloatArray, rate: int) -> tuple[FloatArray, FloatArray]:
+    def windows(self) -> FloatArray:
+        """Sums of the windows of all stages, of which nothing is known; for `hear`."""
+        return self._windows.start()
+
+    def hear(self, sums: FloatArray, stage: int, cell: FloatArray) -> None:
+        """Add what a stage's activations [patches, channels] say to the sums of later stages.
+
+        Stages: a cell of each patch a time, first the leading channels, then the others.
+        """
+        self._windows.hear(sums, stage, cell)
+
+    def lead_step(self, step: int, sums: FloatArray, rate: int) -> tuple[FloatArray, FloatArray]:
         """u and v [patches, K] of the leading channels of the step's cell of each patch.
 
-        step: from 1 on; nothing is known in the first. window: [patches, n], see `patch_windows`.
+        step: from 1 on; nothing is known in the first. sums: see `hear`.
         """
-        window = _with_magnitudes(window)
-        x = self._lead_window[step](window)  # [patches, D]
+        x, around = self._windows.read(sums, step)
         x += self._patch
         x += self._lead_rate[step, rate - 1]
         limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         x += self._lead_down(self._lead_hidden(self._norm(x)))
         limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
-        return self._spatial_law(self._lead_head[step], f"around_lead{step}", x, window)
+        return _spatial_law(self._lead_head[step](self._norm(x)), around)
 
     def spatial_step(
-        self, memory: Memory, step: int, window: FloatArray, rate: int
+        self, memory: Memory, step: int, sums: FloatArray, rate: int
     ) -> tuple[FloatArray, FloatArray]:
         """u and v [patches, C - K] of the other channels of the step's cell of each patch."""
-        window = _with_magnitudes(window)
-        x = self._window[step](window)  # [patches, D]
+        x, around = self._windows.read(sums, len(self._patch_rate) + step)
         x += self._patch
         x += self._patch_rate[step, rate - 1]
         limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
         for i, block in enumerate(self.spatial_blocks):
             self._through(block, x, memory, i, own=True)
-        return self._spatial_law(self._patch_head[step], f"around_spatial{step}", x, window)
-
-    def _spatial_law(
-        self, head: _Dense, around: str, x: FloatArray, window: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        law = head(self._norm(x)) + self._around[around](window)
-        half = law.shape[1] // 2
-        return limit(law[:, :half], -LAW_MAX, LAW_MAX), law[:, half:]
+        return _spatial_law(self._patch_head[step](self._norm(x)), around)
 
     def channel_step(
-        self, step: int, known: FloatArray, u: FloatArray, v: FloatArray
+        self, steps: slice, group: int, known: FloatArray, u: FloatArray, v: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """u and v of `spatial_step` with what the cells' own channels say.
+        """u and v [steps, patches, k] of a group of channels with what cells' own channels say.
 
-        `known`: activations [patches, C - K], zero where a channel is not known.
+        group: from 2 on. known: activations of all groups before it but the leading one, [steps,
+        patches, n] in the order of channels. u, v: what `spatial_step` says of the group.
         """
-        more = self._channels[step](_with_magnitudes(known))
-        half = more.shape[1] // 2
-        return limit(u + more[:, :half], -LAW_MAX, LAW_MAX), v + more[:, half:]
+        weight, bias = self._channels[group - 2]
+        more = np.concatenate((known, np.abs(known)), axis=2) @ weight[steps]
+        more += bias[steps]
+        _floor(more, -LAW_MAX, LAW_MAX)
+        half = u.shape[2]
+        return limit(u + more[..., :half], -LAW_MAX, LAW_MAX), v + more[..., half:]
 
 
-def _with_magnitudes(x: FloatArray) -> FloatArray:
-    """x: [n, k] -> x and its magnitudes [n, 2 k]."""
-    return np.concatenate((x, np.abs(x)), axis=1)
+class _Windows:
+    """Linear maps from the 3x3 patches around one to each stage of the spatial code.
+
+    What a stage has to say to all later ones is one product, done when its symbols are known: so
+    each known number is read once, and channels that are zero everywhere, most of them at low
+    rates, are left out.
+    """
+
+    def __init__(
+        self, stages: Sequence[tuple[_Dense, ...] | None], channels: Sequence[int], patches: int
+    ) -> None:
+        """`stages`: the maps to a stage, from the channels of all stages before it; None: none."""
+        self._side = math.isqrt(patches)
+        self._maps = stages
+        first = list(accumulate(channels, initial=0))
+        self._weights = []  # of each stage, [x or |x|, channels, 9, numbers of all later stages]
+        self._columns = [0]  # of each stage, where its numbers begin in the sums
+        for i in range(len(stages)):
+            into = [
+                dense.weight.reshape(2, first[at], WINDOW**2, -1)[:, first[i] : first[i + 1]]
+                for at in range(i + 1, len(stages))
+                for dense in stages[at] or ()
+            ]
+            self._weights.append(np.concatenate(into, axis=-1) if into else None)
+            self._columns.append(self._columns[-1] + sum(len(d.bias) for d in stages[i] or ()))
+        bias = np.concatenate([dense.bias for maps in stages for dense in maps or ()])
+        self._start = np.tile(bias, (patches, 1))
+
+    def start(self) -> FloatArray:
+        return self._start.copy()
+
+    def hear(self, sums: FloatArray, stage: int, cell: FloatArray) -> None:
+        weight = self._weights[stage]
+        live = np.flatnonzero(cell.any(axis=0))
+        if weight is None or not live.size:
+            return
+        if live.size < LIVE_SHARE * cell.shape[1]:
+            weight, cell = weight[:, live], cell[:, live]
+        window = patch_windows(cell.T.reshape(-1, self._side, self._side))
+        window = np.concatenate((window, np.abs(window)), axis=1)
+        sums[:, self._columns[stage + 1] :] += window @ weight.reshape(window.shape[1], -1)
+
+    def read(self, sums: FloatArray, stage: int) -> tuple[FloatArray, FloatArray]:
+        """What a stage has heard: the window of its tokens [patches, D], its laws [.., 2 n]."""
+        window, around = self._maps[stage] or ()
+        numbers = np.floor(sums[:, self._columns[stage] : self._columns[stage + 1]])
+        x, law = np.split(numbers, [len(window.bias)], axis=1)
+        return limit(x, window.low, window.high), limit(law, around.low, around.high)
+
+
+def _between(
+    maps: Sequence[_Dense], groups: npt.NDArray[Any]
+) -> list[tuple[FloatArray, FloatArray]]:
+    """For each group of channels from 2 on, the maps from the groups 1.. before it.
+
+    Weights [steps, in, out] and biases [steps, 1, out].
+    """
+    own = groups[groups > 0]
+    count = len(own)
+    weight = np.stack([dense.weight.reshape(2, count, 2, count) for dense in maps])
+    bias = np.stack([dense.bias.reshape(1, 2, count) for dense in maps])
+    return [
+        (
+            weight[:, :, own < i][..., own == i].reshape(len(maps), 2 * (own < i).sum(), -1),
+            bias[..., own == i].reshape(len(maps), 1, -1),
+        )
+        for i in range(2, own.max() + 1)
+    ]
+
+
+def _spatial_law(said: FloatArray, around: FloatArray) -> tuple[FloatArray, FloatArray]:
+    said += around
+    half = said.shape[-1] // 2
+    return limit(said[..., :half], -LAW_MAX, LAW_MAX), said[..., half:]
 
 
 def patch_windows(planes: FloatArray) -> FloatArray:

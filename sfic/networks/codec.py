@@ -35,6 +35,8 @@ from sfic.networks.efficientnet import EfficientNetLite0
 from sfic.networks.prior import StylePrior, output_sizes
 
 CORRECTED = 32
+DEAD_ZONE = 0.1  # of fine channels, in steps: a symbol as rare as theirs is dear for what it brings
+KNOTS = 5  # rates between which gains and laws are linear
 _BUILT_IN_LAYERS: tuple[Layer, ...] = (
     *("basic",) * 3,
     *("middle",) * 4,
@@ -68,7 +70,7 @@ class CodecShape:
     middle: int = 128
     enhanced: int = 64
     coarse_channels: int = 16
-    fine_channels: int = 16
+    fine_channels: int = 32
     hidden: int = 768
     embedding: int = 128
 
@@ -251,7 +253,9 @@ class SpatialRefinement(nn.Module):
         super().__init__()
         self.linear = nn.Conv2d(3, channels, block, stride=block)
         last = nn.Conv2d(64, channels, block // 4, stride=block // 4)
-        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(last.weight)  # noise here would be the fine channels' first task
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
         self.net = nn.Sequential(
             nn.PixelUnshuffle(4), nn.Conv2d(6 * 16, 64, 3, padding=1), nn.GELU(), Residual(64), last
         )
@@ -357,18 +361,34 @@ class StyleSynthesis(nn.Module):
         return (self.linear(z) + self.out(F.gelu(self.hidden(z)))).unflatten(1, self.shape)
 
 
+def at_rate(knots: Tensor, t: Tensor) -> Tensor:
+    """Values at rates t [N] in 0..1, linear between those at equally spaced knots [K, *shape].
+
+    More than two knots: coarse channels have said all that they can at a middle rate, where the
+    fine ones have hardly begun.
+    """
+    last = len(knots) - 1
+    share = (1 - (last * t[:, None] - torch.arange(last + 1)).abs()).clamp_min(0)  # [N, K]
+    # Not a matrix product, which autocast would round.
+    return sum(
+        (share[:, k].reshape(-1, *([1] * (knots.ndim - 1))) * knots[k] for k in range(last + 1)),
+        torch.zeros(()),
+    )
+
+
 class Gain(nn.Module):
     """Quantiser steps that depend on the rate: symbol = round(z * gain(t)), t in 0..1."""
 
     def __init__(self, shape: Sequence[int], low: float, high: float) -> None:
         super().__init__()
-        self.low = nn.Parameter(torch.full(tuple(shape), math.log(low)))
-        self.high = nn.Parameter(torch.full(tuple(shape), math.log(high)))
+        knots = torch.linspace(math.log(low), math.log(high), KNOTS)
+        self.knots = nn.Parameter(
+            knots.reshape(-1, *([1] * len(shape))).expand(-1, *shape).clone()
+        )  # [K, *shape], logarithms
 
     def forward(self, t: Tensor) -> Tensor:
         """t: [N] -> gain [N, *shape]."""
-        t = t.reshape(-1, *([1] * self.low.ndim))
-        return torch.exp(self.low + (self.high - self.low) * t)
+        return torch.exp(at_rate(self.knots, t))
 
 
 def quantise(y: Tensor, noise: bool) -> Tensor:
@@ -465,8 +485,8 @@ class FaceCodec(nn.Module):
             }
         )
         cells = s.spatial_channels * s.spatial_size**2
-        self.spatial_base = nn.Parameter(torch.full((cells,), math.log(0.3 * 0.55)))
-        self.spatial_slope = nn.Parameter(torch.full((cells,), math.log(4.0 / 0.3)))
+        laws = torch.linspace(math.log(0.3 * 0.55), math.log(4.0 * 0.55), KNOTS)
+        self.spatial_laws = nn.Parameter(laws[:, None].expand(-1, cells).clone())  # log scales
         self.from_basic = StyleSynthesis(s.basic, s.styles, s.components, 1024)
         middles, others = (s.layer_of_style.count(name) for name in LAYERS[1:])
         self.from_middle = StyleSynthesis(s.basic + s.middle, middles, s.components, 512)
@@ -483,7 +503,7 @@ class FaceCodec(nn.Module):
 
     def law_parameters(self) -> list[nn.Parameter]:
         """Gains and factorised scales: logarithms that have far to go, so they learn faster."""
-        laws = [self.spatial_base, self.spatial_slope]
+        laws = [self.spatial_laws]
         for rate in self.rates.values():
             assert isinstance(rate, RateModel)
             laws += [rate.base, rate.slope]
@@ -565,7 +585,8 @@ class FaceCodec(nn.Module):
             code = F.pad(known, (0, 0, 0, 0, 0, count))  # fine channels: 0
             shown = synthesis.picture(synthesis.mixed(code, features), code, preview)
         fine = self.spatial_refinement(crop, shown)
-        return torch.cat((coarse, fine), dim=1)
+        edge = DEAD_ZONE / gain[..., self.shape.coarse_channels :, :, :]
+        return torch.cat((coarse, fine - fine.clamp(-edge, edge)), dim=1)
 
     def code_spatial(
         self, crop: Tensor, features: Tensor, preview: Tensor, t: Tensor, noise: bool
@@ -575,5 +596,12 @@ class FaceCodec(nn.Module):
         z = self.spatial_latents(crop, features, preview, gain, noise)
         code, y = self.through("spatial", z, t, noise)
         y = y.flatten(1)  # [N, C 16 16]
-        log_scale = self.spatial_base + self.spatial_slope * t[:, None]
-        return code, symbol_bits(y, torch.zeros_like(y), log_scale).sum(dim=1)
+        log_scale = at_rate(self.spatial_laws, t)
+        bits = symbol_bits(y.detach(), torch.zeros_like(y), log_scale).sum(dim=1)
+        if torch.is_grad_enabled():
+            # What it costs, with the gradient of what it would cost with noise: a symbol that
+            # rounds to 0 does not say that it might not.
+            y = quantise((z * gain).flatten(1), noise=True)
+            soft = symbol_bits(y, torch.zeros_like(y), log_scale.detach()).sum(dim=1)
+            bits = bits + soft - soft.detach()
+        return code, bits
