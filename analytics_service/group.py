@@ -172,7 +172,7 @@ class Group:
     async def _follow(self, edge: str) -> None:
         """Reads one edge's, and starts again after every failure."""
         connected_metric = self._metrics.feed_connected.labels(edge)
-        connected_metric.set(0)
+        self._metrics.know(edge)
         backoff = Backoff(longest=self._settings.reconnect_seconds)
         while True:
             try:

@@ -90,6 +90,8 @@ class AnalyticsMetrics:
         )
         for reason in ("age", "count", "bytes"):
             self.results_pruned.labels(reason)
+        for kind in ("failures", "alerts"):
+            self.records_pruned.labels(kind)
         self.results_forgotten = Counter(
             "sfic_analytics_results_forgotten_total",
             "Results deleted because a face was to be forgotten.",
@@ -116,3 +118,10 @@ class AnalyticsMetrics:
         self.search_seconds = Histogram(
             "sfic_analytics_search_seconds", "Time to answer a search.", registry=registry
         )
+
+    def know(self, edge: str) -> None:
+        """Show an edge's counts from 0 on, so that an alert on their increase sees the first one;
+        its feed is not open yet."""
+        self.feed_connected.labels(edge).set(0)
+        self.faces_missed.labels(edge)
+        self.faces_unknown.labels(edge)

@@ -106,7 +106,7 @@ class EdgeFeed:
     async def run(self) -> None:
         """Reads, and connects again after every failure, until cancelled."""
         connected = self._metrics.feed_connected.labels(self._edge)
-        connected.set(0)
+        self._metrics.know(self._edge)
         try:
             while True:
                 try:

@@ -120,8 +120,13 @@ def address(port: int) -> str:
     return free_address() if taken else f"127.0.0.1:{port}"
 
 
-def start_services(folder: Path) -> tuple[ServiceGroup, dict[str, str]]:
-    """The services and the console, with all they keep in `folder`."""
+def start_services(
+    folder: Path, **more: Sequence[str]
+) -> tuple[ServiceGroup, dict[str, str], dict[str, str]]:
+    """The services and the console, with all they keep in `folder`.
+
+    Their addresses by name, and those of their metrics pages. `more`: further arguments by name.
+    """
     names = ("edge", "analytics", "decoder", "console")
     at = dict(zip(names, map(address, (50051, 50052, 50053, 50080)), strict=True))
     pages = dict(zip(names, map(address, (9101, 9102, 9103, 9105)), strict=True))
@@ -142,10 +147,15 @@ def start_services(folder: Path) -> tuple[ServiceGroup, dict[str, str]]:
     }
     group = ServiceGroup(log_directory=folder)
     for name in names:
-        arguments = [f"--listen={at[name]}", f"--metrics-listen={pages[name]}", *own[name]]
+        given = [f"--listen={at[name]}", f"--metrics-listen={pages[name]}"]
+        arguments = [*given, *own[name], *more.get(name, ())]
         group.start(name, at[name], arguments, page=name == "console")
-    group.wait_ready(180.0)
-    return group, at
+    try:
+        group.wait_ready(180.0)
+    except BaseException:
+        group.stop()
+        raise
+    return group, at, pages
 
 
 async def save(page: Page, path: Path) -> None:
@@ -234,7 +244,7 @@ async def main(to: Path) -> None:
     ages = [*np.sort(random.uniform(12, 58, FACES))[::-1], 9.0, 6.0, 3.0]
     people = [("Person 7", photograph), ("Person 12", pictures[5]), ("Person 15", pictures[11])]
     with tempfile.TemporaryDirectory(prefix="sfic-shots-") as folder:
-        group, at = start_services(Path(folder))
+        group, at, _ = start_services(Path(folder))
         with group:
             await grant_all_faces(at["edge"], "screenshots of the documentation", 1.0)
             await look_for(at["analytics"], people)

@@ -20,6 +20,9 @@ class EdgeMetrics:
             ["outcome"],
             registry=r,
         )
+        # Counted from 0 on, so that an alert on their increase sees the first one.
+        for outcome in ("kept", "empty", "STORAGE"):
+            self.frames.labels(outcome)
         self.frame_seconds = Histogram(
             "sfic_edge_frame_seconds",
             "From a frame's arrival to its receipt.",

@@ -423,7 +423,7 @@ def readme_commands() -> list[tuple[str, str]]:
     """Each `$ command` of the README's console blocks with the output shown under it."""
     blocks = re.findall(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(blocks), re.M)
-    return [(command, shown.strip()) for command, shown in commands]
+    return [(command, shown.rstrip()) for command, shown in commands]
 
 
 def skeleton(text: str) -> str:
@@ -490,6 +490,7 @@ def test_readme_commands_print_what_it_shows(tmp_path: Path, rewrite_golden: boo
             face_id = (re.findall(r"\b[0-9A-Z]{26}\b", ended.stdout) or [face_id])[0]
             if rewrite_golden:
                 output = "".join(f"{line.rstrip()}\n" for line in ended.stdout.splitlines())
+                assert old in readme, command
                 readme = readme.replace(old, f"$ {command}\n{output}", 1)
             else:
                 assert skeleton(ended.stdout) == skeleton(shown), command

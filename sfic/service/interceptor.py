@@ -27,6 +27,8 @@ __all__ = ["ErrorInterceptor", "error_status", "wrap_handler"]
 log = structlog.get_logger(__name__)
 
 ERROR_DOMAIN = "sfic"
+# Counted from 0 on, so that an alert on their increase sees the first one.
+_FAULTS = ("INTERNAL", "DATA_LOSS")
 # Trailing metadata over 8 KiB is refused by gRPC peers.
 _LONGEST_TEXT = 1000
 
@@ -59,6 +61,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
         if handler is None:
             return handler
         method = handler_call_details.method
+        for code in _FAULTS:
+            self._calls.labels(method, code)
         return wrap_handler(
             handler,
             lambda inner: self._wrap_unary(method, inner),
