@@ -42,7 +42,7 @@ Laws = Callable[[Mapping[str, IntArray]], Mapping[str, tuple[FloatArray, FloatAr
 __all__ = ["STEPS", "Laws", "Refiner"]
 
 STEPS: Final = {2: (8, 16), 3: (32, 64)}  # of each round
-LEARNING_RATE: Final = 0.03  # quantiser steps
+LEARNING_RATE: Final = 0.015  # quantiser steps; twice as much lets fine symbols of 0 drift to 1
 RATE_SHARE: Final = 0.1  # of what a bit is worth: the greedy choice that follows charges it again
 IDENTITY_WEIGHT: Final = 0.3
 REFRESH: Final = 8  # steps between two looks at the laws

@@ -23,7 +23,7 @@ def _onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingExtra(
-            "onnxruntime is not installed: install sfic with the extra 'cpu' or 'gpu'"
+            "onnxruntime is not installed: pip install 'sfic[cpu]' (or 'sfic[gpu]')"
         ) from error
     return onnxruntime
 

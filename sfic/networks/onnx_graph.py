@@ -6,6 +6,7 @@ face's latents through them; nothing else needs gradients at run time. Needs the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,10 +216,13 @@ _OPERATORS: dict[str, Operator] = {
     ),
     "LeakyRelu": lambda x, a: F.leaky_relu(x[0], a.get("alpha", 0.01)),
     "MatMul": lambda x, a: x[0] @ x[1],
+    "Max": lambda x, a: functools.reduce(torch.maximum, x),
+    "Min": lambda x, a: functools.reduce(torch.minimum, x),
     "Mod": lambda x, a: x[0] % x[1],
     "Mul": lambda x, a: x[0] * x[1],
     "Neg": lambda x, a: -x[0],
     "Pad": _pad,
+    "Reciprocal": lambda x, a: torch.reciprocal(x[0]),
     "ReduceL2": _reduce_l2,
     "ReduceMean": _reduce_mean,
     "ReduceSum": _reduce_sum,
