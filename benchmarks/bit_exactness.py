@@ -88,9 +88,9 @@ def encode_faces(count: int, path: Path) -> int:
     columns: dict[str, list[npt.NDArray[np.int32]]] = {}
     rates, wrong = [], 0
     for i, row in enumerate(rows):
-        rate = 1 + i % 9
-        face = codec.encode(load_rgb(row.path, 256), rate)
-        symbols, _ = codec.decode_symbols(face, "enhanced")
+        face = codec.encode(load_rgb(row.path, 256), 1 + i % 9)
+        # The next lower one where a face would be over the limit of bytes.
+        symbols, rate = codec.decode_symbols(face, "enhanced")
         for layer, packet in face.layers.items():
             wrong += codec._entropy.encode(layer, rate, symbols) != packet[3:-2]
         for part, values in symbols.parts.items():
