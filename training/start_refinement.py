@@ -4,7 +4,7 @@
 
 The transform starts as the Karhunen-Loeve transform of 8x8 blocks of the difference between faces
 and the pictures of the coarse code, its quantiser steps equal for all channels, as for a block
-codec; from there it is trained with the rest (`training.train_codec --init NEW.pt`).
+codec; what makes the picture of it is then trained (`training.train_codec --init NEW.pt`).
 """
 
 from __future__ import annotations

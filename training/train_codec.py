@@ -49,8 +49,8 @@ def target_bits(layer: str, t: Tensor) -> Tensor:
 class RateWeights:
     """log lambda(t) of each layer, linear between knots, moved so that the bits meet their budget.
 
-    Distortion falls by less and less for a byte, so lambda begins three orders of magnitude higher
-    at the lowest rate than at the highest.
+    Distortion falls by less and less for a byte, so lambda comes to be two orders of magnitude
+    higher at the lowest rate than at the highest.
     """
 
     def __init__(self, start: float, step: float) -> None:
@@ -283,7 +283,7 @@ class Trainer:
         below, shown = features.detach(), preview.detach().clamp(-1.2, 1.2)
         target = resize(batch.target, side)  # [N, 3, 128, 128]
         few = slice(0, c.get("judged", len(t)))
-        less = slice(0, max(c.get("corrected", len(t)), c["full"]))
+        less = slice(0, max(c.get("corrected", c.get("judged", len(t))), c["full"]))
         synthesis = codec.spatial_synthesis
         with half():
             seen = resize(batch.seen, side)
