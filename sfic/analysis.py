@@ -131,27 +131,34 @@ class SamePerson:
         return match, other
 
 
-def _expression(logits: FloatArray) -> Expression:
-    weights = np.exp(logits - logits.max())
-    probabilities = [float(p) for p in weights / weights.sum()]
-    best = int(np.argmax(probabilities))
-    # As `_probability`: no better than a guess is confidence 0.
+def _expressions(logits: FloatArray) -> list[Expression]:
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))  # [n, 7]
+    # As `_estimates`: no better than a guess is confidence 0.
     guess = 1.0 / len(EXPRESSIONS)
-    return Expression(
-        EXPRESSIONS[best],
-        (probabilities[best] - guess) / (1.0 - guess),
-        dict(zip(EXPRESSIONS, probabilities, strict=True)),
-    )
+    found = []
+    for probabilities in (weights / weights.sum(axis=1, keepdims=True)).tolist():
+        highest = max(probabilities)
+        found.append(
+            Expression(
+                EXPRESSIONS[probabilities.index(highest)],
+                (highest - guess) / (1.0 - guess),
+                dict(zip(EXPRESSIONS, probabilities, strict=True)),
+            )
+        )
+    return found
 
 
-def _probability(logit: float) -> Estimate:
-    value = 1.0 / (1.0 + float(np.exp(-np.clip(logit, -30.0, 30.0))))
-    return Estimate(value, abs(2.0 * value - 1.0))
+def _estimates(logits: npt.ArrayLike) -> list[Estimate]:
+    """Probabilities of logits [n]; no better than a guess is confidence 0."""
+    values = 1.0 / (1.0 + np.exp(-np.clip(np.asarray(logits, np.float64), -30.0, 30.0)))
+    return [Estimate(value, abs(2.0 * value - 1.0)) for value in values.tolist()]
 
 
-def _within(log_error: float, tolerance: float) -> float:
-    """Confidence from a predicted log error: the part of a Laplace law within `tolerance`."""
-    return float(1.0 - np.exp(-tolerance / np.exp(np.clip(log_error, -8.0, 8.0))))
+def _within(log_errors: npt.ArrayLike, tolerance: float) -> list[float]:
+    """Confidences from predicted log errors [n]: the part of a Laplace law within `tolerance`."""
+    scales = np.exp(np.clip(np.asarray(log_errors, np.float64), -8.0, 8.0))
+    confidences: list[float] = (1.0 - np.exp(-tolerance / scales)).tolist()
+    return confidences
 
 
 def read_heads(
@@ -167,35 +174,42 @@ def read_heads(
     `expression` [n, 7], `glasses`, `eyes_open` and `mouth_open` [n] logits; `parsing` uint8
     [n, 64, 64].
     """
-    results = []
     scale, offset = score_law
-    for i in range(len(outputs["embedding"])):
-        pose, age = outputs["pose"][i], outputs["age"][i]
-        results.append(
-            Analysis(
-                embedding=np.asarray(outputs["embedding"][i], dtype=np.float32),
-                embedding_confidence=float(
-                    np.clip(1.0 - np.exp(min(float(outputs["identity_error"][i]), 0.0)), 0.0, 1.0)
-                ),
-                age=Estimate(
-                    float(np.clip(50.0 * age[0], 0.0, 120.0)), _within(float(age[1]), 5.0 / 50)
-                ),
-                gender=_probability(float(outputs["gender"][i])),
-                smile=_probability(float(outputs["smile"][i])),
-                pose=Pose(
-                    yaw=float(30.0 * pose[0]),
-                    pitch=float(30.0 * pose[1]),
-                    roll=float(30.0 * pose[2]),
-                    confidence=_within(float(pose[3]), 5.0 / 30),
-                ),
-                landmarks=np.asarray(outputs["landmarks"][i], dtype=np.float32),
-                landmarks_confidence=_within(float(outputs["landmarks_error"][i]), 0.02),
-                face_score=_probability(scale * float(outputs["score"][i]) + offset),
-                expression=_expression(outputs["expression"][i]),
-                glasses=_probability(float(outputs["glasses"][i])),
-                eyes_open=_probability(float(outputs["eyes_open"][i])),
-                mouth_open=_probability(float(outputs["mouth_open"][i])),
-                parsing=np.asarray(outputs["parsing"][i], dtype=np.uint8),
-            )
+    embedding = np.asarray(outputs["embedding"], dtype=np.float32)
+    landmarks = np.asarray(outputs["landmarks"], dtype=np.float32)
+    parsing = np.asarray(outputs["parsing"], dtype=np.uint8)
+    age, pose, certainty = (
+        np.asarray(outputs[name], dtype=np.float64) for name in ("age", "pose", "identity_error")
+    )
+    # Columns for all faces at once: numpy's price is for a call, whatever its length.
+    embedding_confidence = np.clip(1.0 - np.exp(np.minimum(certainty, 0.0)), 0.0, 1.0).tolist()
+    years = np.clip(50.0 * age[:, 0], 0.0, 120.0).tolist()
+    years_confidence = _within(age[:, 1], 5.0 / 50)
+    yaw, pitch, roll = (30.0 * pose[:, :3].T).tolist()
+    pose_confidence = _within(pose[:, 3], 5.0 / 30)
+    landmarks_confidence = _within(outputs["landmarks_error"], 0.02)
+    yes_or_no = {
+        name: _estimates(outputs[name])
+        for name in ("gender", "smile", "glasses", "eyes_open", "mouth_open")
+    }
+    face_score = _estimates(scale * np.asarray(outputs["score"], np.float64) + offset)
+    expression = _expressions(outputs["expression"])
+    return [
+        Analysis(
+            embedding=embedding[i],
+            embedding_confidence=embedding_confidence[i],
+            age=Estimate(years[i], years_confidence[i]),
+            gender=yes_or_no["gender"][i],
+            smile=yes_or_no["smile"][i],
+            pose=Pose(yaw[i], pitch[i], roll[i], pose_confidence[i]),
+            landmarks=landmarks[i],
+            landmarks_confidence=landmarks_confidence[i],
+            face_score=face_score[i],
+            expression=expression[i],
+            glasses=yes_or_no["glasses"][i],
+            eyes_open=yes_or_no["eyes_open"][i],
+            mouth_open=yes_or_no["mouth_open"][i],
+            parsing=parsing[i],
         )
-    return results
+        for i in range(len(embedding))
+    ]
