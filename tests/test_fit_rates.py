@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from sfic.networks.codec import CodecShape, FaceCodec  # noqa: E402
-from training.fit_rates import end_at, share_for  # noqa: E402
+from sfic.networks.codec import LAYERS, CodecShape, FaceCodec  # noqa: E402
+from training.fit_rates import end_at, end_styles_at, share_for  # noqa: E402
 
 
 def test_rates_are_read_up_to_a_share_of_the_highest() -> None:
@@ -26,3 +26,19 @@ def test_rates_are_read_up_to_a_share_of_the_highest() -> None:
 @pytest.mark.parametrize(("wanted", "share"), [(500.0, 0.5), (2000.0, 1.0), (900.0, 0.9)])
 def test_the_share_is_found(wanted: float, share: float) -> None:
     assert share_for(lambda x: 1000 * x, wanted) == pytest.approx(share, abs=0.01)
+
+
+def test_styles_at_the_highest_rate_are_those_of_a_lower_one() -> None:
+    torch.manual_seed(1)
+    codec = FaceCodec(CodecShape(hidden=32)).requires_grad_(False).eval()
+    for name, parameter in codec.named_parameters():
+        if name.startswith(("gains", "rates")):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    share = 0.25  # a knot, so that what was linear between knots stays so
+    z = {name: torch.randn(2, getattr(codec.shape, name)) for name in LAYERS}
+    before = codec.code_styles(z, torch.tensor([0.0, share]), noise=False)
+    end_styles_at(codec, share)
+    after = codec.code_styles(z, torch.tensor([0.0, 1.0]), noise=False)
+    for name in LAYERS:
+        torch.testing.assert_close(after.latents[name], before.latents[name])
+        torch.testing.assert_close(after.bits[name], before.bits[name])

@@ -36,7 +36,7 @@ def codec() -> FaceCodec:
 def test_the_transform_is_undone_by_the_synthesis(codec: FaceCodec) -> None:
     shape = codec.shape
     rest = smooth_noise(4, shape.picture)
-    # A new codec says nothing of the coarse part, and its network of the fine one next to nothing.
+    # A new codec says nothing of the coarse part.
     fine = codec.spatial_refinement(rest, torch.zeros_like(rest))
     code = torch.nn.functional.pad(fine, (0, 0, 0, 0, shape.coarse_channels, 0))
     preview = torch.zeros(4, 3, shape.preview, shape.preview)
@@ -99,7 +99,7 @@ def test_fine_symbols_of_the_dead_zone_are_zero() -> None:
     known = quantise(known * gain[:, :coarse], noise=False) / gain[:, :coarse]
     code = torch.nn.functional.pad(known, (0, 0, 0, 0, 0, shape.fine_channels))
     synthesis = codec.spatial_synthesis
-    shown = synthesis.picture(synthesis.mixed(code, features), code, preview)
+    shown, _ = synthesis.draft(synthesis.mixed(code, features), code, preview)
     plain = codec.spatial_refinement(crop, shown) * gain[:, coarse:]
     assert plain.abs().max() > 1.0
     assert torch.equal(shrunk.round(), plain.sign() * (plain.abs() + 0.5 - DEAD_ZONE).floor())

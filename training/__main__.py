@@ -18,8 +18,12 @@ from training.data import REPOSITORY, cache_dir, shared_dir
 
 CONFIGS = Path("training") / "configs"
 # Each goes on from the one before; those of WIDER from it with the fine channels started anew.
-CODEC = ("codec-v2", "codec-v2-spatial", "codec-v2-joint", "codec-v3-spatial", "codec-v4-spatial")
+CODEC = (
+    *("codec-v2", "codec-v2-spatial", "codec-v2-joint"),
+    *("codec-v3-spatial", "codec-v4-spatial", "codec-v5-filter"),
+)
 WIDER = ("codec-v3-spatial", "codec-v4-spatial")
+FITTED = {name: ["--styles", "1.0"] for name in WIDER} | {"codec-v5-filter": ["--styles", "0.2"]}
 
 
 def converted() -> list[list[str]]:
@@ -34,17 +38,20 @@ def converted() -> list[list[str]]:
 
 def trained(out: Path) -> list[list[str]]:
     """Commands that train our own networks, in order."""
-    last = cache_dir() / CODEC[-1] / "checkpoint.pt"
-    heads = cache_dir() / CODEC[-1] / "heads.pt"
+    folder = cache_dir() / CODEC[-1]
+    last, heads = folder / "checkpoint.pt", folder / "heads.pt"
     given = ["--checkpoint", str(last), "--input", "128"]
     commands = [["training.teacher_cache"]]
     start: list[str] = []
     for name in CODEC:
+        begin = str(cache_dir() / f"{name}-start.pt")
         if name in WIDER:
-            wider = str(cache_dir() / f"{name}-start.pt")
-            commands.append(["training.start_refinement", "--checkpoint", start[1], "--out", wider])
-            commands.append(["training.fit_rates", "--checkpoint", wider, "--out", wider])
-            start = ["--init", wider]
+            commands.append(["training.start_refinement", "--checkpoint", start[1], "--out", begin])
+            start = ["--init", begin]
+        if name in FITTED:
+            fit = ["training.fit_rates", "--checkpoint", start[1], "--out", begin]
+            commands.append([*fit, *FITTED[name]])
+            start = ["--init", begin]
         config = str(CONFIGS / f"{name}.toml")
         commands.append(["training.train_codec", "--config", config, *start])
         start = ["--init", str(cache_dir() / name / "checkpoint.pt")]

@@ -1,11 +1,14 @@
 """Let the highest rate of a trained codec end at a given number of bytes.
 
-    python -m training.fit_rates --checkpoint OLD.pt --out NEW.pt [--bytes 1400]
+    python -m training.fit_rates --checkpoint OLD.pt --out NEW.pt [--bytes 1400] [--styles 0.2]
 
 Training holds the bits of its own, augmented faces to a budget, and only roughly. Here the spatial
 code's gains and laws are read at rates up to some share of the highest, found by bisection over dev
 pictures, so that all of them together cost the bytes asked for, by the factorised laws of training
 (the entropy transformer needs some four fifths).
+
+`--styles` ends the rates of the style layers at a share of theirs: at high rates the spatial code
+says better what finer steps of the styles would.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfic.networks.codec import CORRECTED, FaceCodec, at_rate
+from sfic.networks.codec import CORRECTED, LAYERS, FaceCodec, RateModel, at_rate
 from sfic.networks.prior import StylePrior
 from training.codec_checkpoint import load_codec, load_generator
 from training.codec_data import identity_targets, resize, to_tensor
@@ -32,6 +35,18 @@ def end_at(codec: FaceCodec, share: float) -> None:
     for knots in (codec.gains["spatial"].knots, codec.spatial_laws):
         assert isinstance(knots, Tensor)
         knots.copy_(at_rate(knots.clone(), share * torch.linspace(0.0, 1.0, len(knots))))
+
+
+@torch.no_grad()
+def end_styles_at(codec: FaceCodec, share: float) -> None:
+    """Make the highest rate of all style layers what `share` of it was; exact, laws included."""
+    for name in LAYERS:
+        knots, law = codec.gains[name].knots, codec.rates[name]
+        assert isinstance(knots, Tensor) and isinstance(law, RateModel)
+        knots.copy_(at_rate(knots.clone(), share * torch.linspace(0.0, 1.0, len(knots))))
+        law.slope.mul_(share)
+        if law.net is not None:
+            law.net[0].weight[:, -1].mul_(share)  # the rate is the last input
 
 
 def share_for(cost: Callable[[float], float], wanted: float, steps: int = 7) -> float:
@@ -65,6 +80,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bytes", type=float, default=1400.0)
+    parser.add_argument("--styles", type=float, default=1.0, help="share of the styles' rates")
     parser.add_argument("--set", default="celebahq512png", help="of the dev pictures")
     parser.add_argument("--faces", type=int, default=16)
     args = parser.parse_args()
@@ -75,6 +91,8 @@ def main() -> None:
     faceres = cache_dir() / "teachers" / "faceres.safetensors"
     embedding = torch.from_numpy(identity_targets("dev", faceres)["embedding"][chosen])
     crop = resize(to_tensor(pictures), codec.shape.picture)
+
+    end_styles_at(codec, args.styles)
 
     def cost(share: float) -> float:
         return coded_bytes(codec, generator, crop, embedding, share)

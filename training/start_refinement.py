@@ -35,7 +35,8 @@ def widened(state: dict[str, Tensor], codec: FaceCodec) -> dict[str, Tensor]:
     """`state` of a codec with fewer channels: what is new stays as `codec` has it."""
     own = {name: value.clone() for name, value in codec.state_dict().items()}
     for name, value in state.items():
-        own[name][tuple(slice(0, side) for side in value.shape)] = value
+        if name in own:
+            own[name][tuple(slice(0, side) for side in value.shape)] = value
     return own
 
 
@@ -70,7 +71,8 @@ def rests(codec: FaceCodec, generator: Generator, count: int) -> Tensor:
         code = (codec.spatial_analysis(crop, preview) * gain).round() / gain
         code = F.pad(code, (0, 0, 0, 0, 0, codec.shape.fine_channels))
         synthesis = codec.spatial_synthesis
-        result.append(crop - synthesis.picture(synthesis.mixed(code, features), code, preview))
+        shown, _ = synthesis.draft(synthesis.mixed(code, features), code, preview)
+        result.append(crop - shown)
     return torch.cat(result)
 
 
@@ -94,9 +96,7 @@ def start(codec: FaceCodec, rest: Tensor) -> None:
     norm.running_mean.copy_(mean.float() @ basis)
     norm.running_var.copy_(scale.square())
     codec.spatial_synthesis.linear.weight.copy_((basis * scale)[:, :, None, None])
-    for layer in (codec.spatial_refinement.net[-1], codec.spatial_synthesis.fine):
-        for parameter in layer.parameters():  # what a network adds to the transform: nothing yet
-            parameter.zero_()
+    codec.spatial_synthesis.fine.weight.zero_()  # what networks add to the transform: nothing yet
     gains = codec.gains["spatial"].knots[:, s.coarse_channels :]  # [K, C]
     gains.copy_((scale / torch.tensor(STEPS)[:, None]).log())
     z = torch.einsum("nkc,kf->nfc", columns, basis / scale)  # [N, C, cells]

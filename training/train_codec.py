@@ -140,16 +140,11 @@ class Trainer:
         self.size = size
         backbone = list(self.codec.trunk.backbone.parameters())
         laws = self.codec.law_parameters()
-        networks = (
-            self.codec.spatial_analysis,
-            self.codec.spatial_refinement,
-            self.codec.spatial_synthesis,
-        )
+        networks = (self.codec.spatial_analysis, self.codec.spatial_synthesis)
         # A block transform that starts right: steps of the networks' size leak the great energy of
         # its first components into the small last ones.
         transform = [
             *self.codec.spatial_refinement.linear.parameters(),
-            *self.codec.spatial_refinement.net[-1].parameters(),
             *self.codec.spatial_synthesis.linear.parameters(),
         ]
         slow = {id(p) for p in transform}
@@ -212,8 +207,12 @@ class Trainer:
         if source is None:
             return
         state = torch.load(source, weights_only=True)
+        # What an older codec did not have yet stays as it starts; what it had too much goes.
+        for name in ("codec", "average"):
+            known = {k: v for k, v in state[name].items() if k in self.average}
+            state[name] = {**self.codec.state_dict(), **known}
         self.codec.load_state_dict(state["codec"])
-        self.average = state["average"]
+        self.average = {k: v.clone() for k, v in state["average"].items()}
         self.weights.knots |= state["lambda"]
         if own:
             if len(state["optimiser"]["param_groups"]) == len(self.optimiser.param_groups):
@@ -283,27 +282,30 @@ class Trainer:
         below, shown = features.detach(), preview.detach().clamp(-1.2, 1.2)
         target = resize(batch.target, side)  # [N, 3, 128, 128]
         few = slice(0, c.get("judged", len(t)))
-        less = slice(0, max(c.get("corrected", c.get("judged", len(t))), c["full"]))
+        corrected = max(c.get("corrected", c.get("judged", len(t))), c["full"])
         synthesis = codec.spatial_synthesis
         with half():
             seen = resize(batch.seen, side)
             code, bits = codec.code_spatial(seen, below, shown, t, noise)
             mixed = synthesis.mixed(code, below)
             picture = synthesis.picture(mixed, code, shown).float()
-            correction = synthesis.correction(mixed[less])
-            styles = styles[less].detach()
-            corrected = generator.head(below[less] + correction, styles, 32).float()
-        correction = correction.float()
-        target64 = resize(target[less], codec.shape.preview)
         # High rates err less, and would count less for it.
         tilt = torch.exp(c.get("tilt", 0.0) * (t - 0.5))
         losses = {
-            "pixels_corrected": pyramid_l1(corrected, target64, 3).mean(),
-            "correction": (correction.square().mean() + 1e-6).sqrt(),
             "picture": (tilt * pyramid_l1(picture, target, 4)).mean(),
             "rate_spatial": self.price("spatial", t, bits, torch.ones(len(t), dtype=torch.bool)),
             "bytes_spatial": bits.detach().mean() / 8,
         }
+        if corrected:
+            less = slice(0, corrected)
+            styles = styles[less].detach()
+            with half():
+                correction = synthesis.correction(mixed[less])
+                head = generator.head(below[less] + correction, styles, 32).float()
+            correction = correction.float()
+            target64 = resize(target[less], codec.shape.preview)
+            losses["pixels_corrected"] = pyramid_l1(head, target64, 3).mean()
+            losses["correction"] = (correction.square().mean() + 1e-6).sqrt()
         if self.perceptor is not None:
             losses["textures"] = self.texture_loss(picture[few], target[few])
         if self.teacher is not None:

@@ -246,26 +246,17 @@ class SpatialAnalysis(nn.Module):
 class SpatialRefinement(nn.Module):
     """What the coarse code, once quantised, leaves of the picture: the fine code.
 
-    A linear transform of each block of the difference, as block codecs have, plus a network.
+    A linear transform of each block of the difference, as block codecs have.
     """
 
     def __init__(self, channels: int, block: int) -> None:
         super().__init__()
         self.linear = nn.Conv2d(3, channels, block, stride=block)
-        last = nn.Conv2d(64, channels, block // 4, stride=block // 4)
-        nn.init.zeros_(last.weight)  # noise here would be the fine channels' first task
-        assert last.bias is not None
-        nn.init.zeros_(last.bias)
-        self.net = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(6 * 16, 64, 3, padding=1), nn.GELU(), Residual(64), last
-        )
         self.norm = nn.BatchNorm2d(channels, affine=False, momentum=0.02)  # see SpatialAnalysis
 
     def forward(self, crop: Tensor, picture: Tensor) -> Tensor:
         """crop, and what the coarse code says: [N, 3, 128, 128] in [-1, 1] -> [N, C, 16, 16]."""
-        rest = crop - picture
-        code = self.linear(rest) + self.net(torch.cat((rest, picture), dim=1))
-        return self.norm(code)
+        return self.norm(self.linear(crop - picture))
 
 
 class SpatialSynthesis(nn.Module):
@@ -274,6 +265,10 @@ class SpatialSynthesis(nn.Module):
     The picture, at 128 px, is what the code says of the face; the correction of the generator's
     32x32 features makes the generator agree with it, so that the texture that it adds above 128 px
     falls into place. Fine channels come last; where they are 0, the coarse ones speak alone.
+
+    The encoder works with the draft of the picture, before the last network (a post-filter: it
+    takes away the edges of blocks and puts back what quantising smoothed away), so training that
+    network leaves the symbols as they are.
     """
 
     def __init__(self, coarse: int, fine: int, features: int, fold: int) -> None:
@@ -292,12 +287,20 @@ class SpatialSynthesis(nn.Module):
         self.mix64 = nn.Sequential(nn.Conv2d(64 + 3, 64, 3, padding=1), nn.GELU(), Residual(64))
         self.out = nn.Conv2d(64, 3 * fold**2, 3, padding=1)
         self.linear = nn.Conv2d(fine, 3 * (4 * fold) ** 2, 1, bias=False)
+        last = nn.Conv2d(96, 3 * fold**2, 3, padding=1)
+        self.filter = nn.Sequential(
+            nn.Conv2d(64 + 3 * fold**2, 96, 3, padding=1),
+            nn.GELU(),
+            *(Residual(96) for _ in range(3)),
+            last,
+        )
         for layer in (self.correct, self.linear):
             nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(self.fine.weight)
-        nn.init.zeros_(self.out.weight)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
+        for out in (self.out, last):
+            nn.init.zeros_(out.weight)
+            assert out.bias is not None
+            nn.init.zeros_(out.bias)
 
     def mixed(self, code: Tensor, features: Tensor) -> Tensor:
         """What code and features say together, [N, 96, 32, 32]."""
@@ -313,14 +316,21 @@ class SpatialSynthesis(nn.Module):
         n, _, h, w = mixed.shape
         return torch.matmul(self.correct.weight, mixed.flatten(2)).reshape(n, -1, h, w)
 
-    def picture(self, mixed: Tensor, code: Tensor, preview: Tensor) -> Tensor:
-        """The picture [N, 3, 128, 128]."""
+    def draft(self, mixed: Tensor, code: Tensor, preview: Tensor) -> tuple[Tensor, Tensor]:
+        """The picture before the post-filter [N, 3, 128, 128]; what it is of [N, 64, 64, 64]."""
         up = F.pixel_shuffle(self.up64(mixed), 2)  # [N, 64, 64, 64]
         x = self.mix64(torch.cat((up, preview), dim=1))  # [N, 64, 64, 64]
         rest = F.pixel_shuffle(self.out(x), self.fold)
         rest = rest + F.pixel_shuffle(self.linear(code[:, self.coarse :]), 4 * self.fold)
         size = [self.fold * side for side in preview.shape[2:]]
-        return F.interpolate(preview, size=size, mode="bilinear", align_corners=False) + rest
+        shown = F.interpolate(preview, size=size, mode="bilinear", align_corners=False)
+        return shown + rest, x
+
+    def picture(self, mixed: Tensor, code: Tensor, preview: Tensor) -> Tensor:
+        """The picture [N, 3, 128, 128]."""
+        draft, x = self.draft(mixed, code, preview)
+        rest = self.filter(torch.cat((F.pixel_unshuffle(draft, self.fold), x), dim=1))
+        return draft + F.pixel_shuffle(rest, self.fold)
 
     def forward(self, code: Tensor, features: Tensor, preview: Tensor) -> tuple[Tensor, Tensor]:
         """code [N, c, 16, 16], features [N, C, 32, 32] and preview [N, 3, 64, 64] of the styles.
@@ -583,7 +593,7 @@ class FaceCodec(nn.Module):
             part = gain[..., : self.shape.coarse_channels, :, :]
             known = quantise(coarse * part, noise) / part
             code = F.pad(known, (0, 0, 0, 0, 0, count))  # fine channels: 0
-            shown = synthesis.picture(synthesis.mixed(code, features), code, preview)
+            shown, _ = synthesis.draft(synthesis.mixed(code, features), code, preview)
         fine = self.spatial_refinement(crop, shown)
         edge = DEAD_ZONE / gain[..., self.shape.coarse_channels :, :, :]
         return torch.cat((coarse, fine - fine.clamp(-edge, edge)), dim=1)
