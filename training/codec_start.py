@@ -73,9 +73,14 @@ def start_from_bundle(codec: FaceCodec, folder: Path, parts: Sequence[str]) -> N
             layers = [m for m in codec.trunk.backbone.modules() if hasattr(m, "norm")]
             # The identity network's, which comes first, are not ours.
             _fill([(m.conv, m.norm) for m in layers], folded[-2 * len(layers) :])
-        if graph == "spatial_analysis.onnx" and "spatial_analysis" in parts:
-            last = list(codec.spatial_analysis.net)[-2:]
-            _fill([(last[0], last[1])], folded)
+        if graph == "spatial_analysis.onnx":
+            *_, last, norm = codec.spatial_analysis.net
+            rest = codec.spatial_refinement
+            ends = {
+                "spatial_analysis": (last, norm),
+                "spatial_refinement": (rest.linear, rest.norm),
+            }
+            _fill([ends[name] if name in parts else None for name in ends], folded)
     if "gains" in parts:
         with np.load(folder / "entropy.npz") as file:
             for name in GAINS:
@@ -85,11 +90,14 @@ def start_from_bundle(codec: FaceCodec, folder: Path, parts: Sequence[str]) -> N
                 _copy(kept.knots, gain[:: (len(gain) - 1) // (KNOTS - 1)])
 
 
-def _fill(layers: Sequence[tuple[nn.Module, nn.Module]], values: Sequence[Tensor]) -> None:
-    """values: weight and bias of each convolution, in order of use."""
+def _fill(layers: Sequence[tuple[nn.Module, nn.Module] | None], values: Sequence[Tensor]) -> None:
+    """values: weight and bias of each convolution, in order of use; None: one to leave alone."""
     if len(values) != 2 * len(layers):
         raise ValueError(f"{len(values) // 2} convolutions in the bundle, {len(layers)} here")
-    for (conv, norm), weight, bias in zip(layers, values[::2], values[1::2], strict=True):
+    for layer, weight, bias in zip(layers, values[::2], values[1::2], strict=True):
+        if layer is None:
+            continue
+        conv, norm = layer
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         if conv.weight.shape != weight.shape:
             raise ValueError(
