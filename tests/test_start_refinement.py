@@ -16,7 +16,8 @@ from sfic.networks.codec import (  # noqa: E402
     at_rate,
     quantise,
 )
-from training.start_refinement import COARSE, start, start_coarse, widened  # noqa: E402
+from training.codec_checkpoint import widened  # noqa: E402
+from training.start_refinement import COARSE, start, start_coarse  # noqa: E402
 
 
 def smooth_noise(n: int, side: int) -> torch.Tensor:

@@ -24,6 +24,15 @@ RATE_COUNT = 9
 RATE_POSITIONS = np.linspace(0.0, 1.0, RATE_COUNT)
 
 
+def widened(state: dict[str, Tensor], codec: FaceCodec) -> dict[str, Tensor]:
+    """`state` of an older or narrower codec: what is new stays as `codec` has it."""
+    own = {name: value.clone() for name, value in codec.state_dict().items()}
+    for name, value in state.items():
+        if name in own:
+            own[name][tuple(slice(0, side) for side in value.shape)] = value
+    return own
+
+
 def load_codec(checkpoint: Path) -> FaceCodec:
     """The averaged weights of a checkpoint, frozen."""
     state = torch.load(checkpoint, weights_only=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfic.networks.codec import CodecShape, FaceCodec, at_rate
 from sfic.networks.generator import Generator
-from training.codec_checkpoint import LAYERS, load_generator
+from training.codec_checkpoint import LAYERS, load_generator, widened
 from training.codec_data import identity_targets, resize, to_tensor
 from training.data import cache_dir, picture_array, read_index
 
@@ -29,15 +29,6 @@ RATE = 0.5  # of the coarse code whose rest is looked at
 # knot: bits of the coarse code that bring nothing more go to the fine one.
 COARSE = (0.0, 0.25, 0.5, 0.55, 0.6)
 STEPS = (8.0, 4.0, 1.6, 0.7, 0.35)
-
-
-def widened(state: dict[str, Tensor], codec: FaceCodec) -> dict[str, Tensor]:
-    """`state` of a codec with fewer channels: what is new stays as `codec` has it."""
-    own = {name: value.clone() for name, value in codec.state_dict().items()}
-    for name, value in state.items():
-        if name in own:
-            own[name][tuple(slice(0, side) for side in value.shape)] = value
-    return own
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sfic.networks.codec import KNOTS, LAYERS, FaceCodec, agree, at_rate, quantise
 from sfic.networks.efficientnet import EfficientNetLite0
+from training.codec_checkpoint import widened
 from training.codec_data import Batch, Batches, resize, to_tensor
 from training.codec_start import start_from_bundle
 from training.data import cache_dir
@@ -207,12 +208,8 @@ class Trainer:
         if source is None:
             return
         state = torch.load(source, weights_only=True)
-        # What an older codec did not have yet stays as it starts; what it had too much goes.
-        for name in ("codec", "average"):
-            known = {k: v for k, v in state[name].items() if k in self.average}
-            state[name] = {**self.codec.state_dict(), **known}
-        self.codec.load_state_dict(state["codec"])
-        self.average = {k: v.clone() for k, v in state["average"].items()}
+        self.average = widened(state["average"], self.codec)
+        self.codec.load_state_dict(widened(state["codec"], self.codec))
         self.weights.knots |= state["lambda"]
         if own:
             if len(state["optimiser"]["param_groups"]) == len(self.optimiser.param_groups):
