@@ -126,8 +126,8 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
                 raise InvalidInput(f"min_similarity {min_similarity}: must be -1..1")
         newest, after = self._results.newest, None
         if request.page_token:
-            rank, cursor, passed, newest = read_token(request, ((float, int), int, int, int))
-            after = Place(rank, cursor, passed)
+            rank, cursor, newest = read_token(request, ((float, int), int, int))
+            after = Place(rank, cursor)
         filters = filters.up_to(newest)
         with self._metrics.search_seconds.time():
             example = await self._examples.read(request)
@@ -161,8 +161,7 @@ class AnalyticsApi(analytics_pb2_grpc.AnalyticsServicer):
         if more:
             last = matches[-1]
             rank = last.captured if example is None else last.similarity
-            passed = (after.passed if after else 0) + limit
-            response.next_page_token = make_token(request, (rank, last.cursor, passed, newest))
+            response.next_page_token = make_token(request, (rank, last.cursor, newest))
         return response
 
     # -- visits

@@ -71,11 +71,6 @@ class AnalyticsMetrics:
         self.index_bytes = Gauge(
             "sfic_analytics_index_bytes", "Memory of the likeness index.", registry=registry
         )
-        self.index_waiting = Gauge(
-            "sfic_analytics_index_waiting_faces",
-            "Faces not in the graph of the index yet; a search compares them all.",
-            registry=registry,
-        )
         self.results_pruned = Counter(
             "sfic_analytics_results_pruned_total",
             "Results deleted by retention, by reason: age, count or bytes.",

@@ -1,11 +1,11 @@
 """The likeness index: cosine search over every kept face, in memory.
 
 Belongs here: the numpy matrix of embeddings with the columns that filters read, and the search over
-it. Does not belong here: the approximate graph (`analytics_service.nearest`), SQLite, gRPC
-messages, and the reading of requests.
+it. Does not belong here: the int8 copy (`analytics_service.rough`), SQLite, gRPC messages, and the
+reading of requests.
 
-Every cosine that is returned is exact. Up to `exact_faces` candidates, all are compared; above, the
-graph proposes candidates, and only faces that came since it was last added to are all compared.
+A search gives what comparing all gives. Where many rows are wanted, it scans an int8 copy of them
+first, and compares only those that its bound leaves in question; others it compares straight away.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analytics_service.nearest import ADD_AT_ONCE, DEFAULT_GRAPH, GraphSettings, NearestIndex
+from analytics_service.rough import RoughBlock, Shortlist
 
 __all__ = ["Bounds", "FaceIndex", "Filters", "IndexEntry", "Match", "Place"]
 
 # Rows compared at a time, so that filters never copy the whole matrix.
 _CHUNK: Final = 65_536
-# Candidates that the graph is asked for at first, for each match wanted, and at most: a search that
-# needs more compares all.
-_MORE: Final = 4
-_MOST_CANDIDATES: Final = 4096
+# Rows of a block of the int8 copy.
+_BLOCK_ROWS: Final = 16_384
+# A block of which less than this part is wanted is compared straight away: that is quicker.
+_DENSE: Final = 0.08
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,6 @@ class Place:
 
     rank: float | int
     cursor: int
-    passed: int
-    """Matches on the pages before."""
 
 
 _COLUMNS: Final = {
@@ -118,12 +115,18 @@ _ATTRIBUTES: Final = ("age", "gender", "smile")
 
 @dataclass(frozen=True)
 class _View:
-    """What a search looks at: the columns [N] and the embeddings [N, D], oldest first."""
+    """What a search looks at: the columns [N] and the embeddings [N, D], oldest first.
+
+    `begin` is where the first row lies in the index's arrays, of which `blocks` are copies by their
+    number. `changes` counts what made copies outdated.
+    """
 
     columns: dict[str, NDArray[Any]]
     embeddings: NDArray[np.float32]
     cameras: dict[str, int]
-    graph: NearestIndex | None
+    begin: int
+    blocks: dict[int, RoughBlock]
+    changes: int
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -137,11 +140,10 @@ class FaceIndex:
     the database then says that it is gone.
     """
 
-    def __init__(self, exact_faces: int, graph: GraphSettings = DEFAULT_GRAPH) -> None:
+    def __init__(self, block_rows: int = _BLOCK_ROWS) -> None:
         """Empty; the first embedding that is added says its length D."""
         self._lock = threading.Lock()
-        self._exact_faces = exact_faces
-        self._graph_settings = graph
+        self._block_rows = block_rows
         self._columns: dict[str, NDArray[Any]] = {
             name: np.empty(0, kind) for name, kind in _COLUMNS.items()
         }  # each [capacity]
@@ -149,30 +151,19 @@ class FaceIndex:
         self._begin = self._end = 0
         self._alive = 0
         self._cameras: dict[str, int] = {}
-        self._graph: NearestIndex | None = None
+        # Copies of whole blocks of rows; without those that changed since, until they are needed.
+        self._blocks: dict[int, RoughBlock] = {}
+        self._changes = 0
 
     def __len__(self) -> int:
         return self._alive
 
     @property
-    def graph(self) -> NearestIndex | None:
-        """The graph, once there are enough faces to need one."""
-        return self._graph
-
-    @property
     def bytes_used(self) -> int:
         """Memory of the index, in bytes."""
         columns = sum(column.nbytes for column in self._columns.values())
-        graph = self._graph.bytes_used if self._graph else 0
-        return columns + self._embeddings.nbytes + graph
-
-    @property
-    def waiting(self) -> int:
-        """Faces that the graph does not hold yet; all are compared until it does."""
-        view = self._view()
-        if view.graph is None and self._alive <= self._exact_faces:
-            return 0
-        return len(view) - self._tail(view)
+        blocks = sum(block.nbytes for block in list(self._blocks.values()))
+        return columns + self._embeddings.nbytes + blocks
 
     def add(self, entries: Sequence[IndexEntry]) -> None:
         """Appends faces. Cursors have to increase from call to call."""
@@ -199,6 +190,10 @@ class FaceIndex:
                 self._embeddings[new] = [
                     blank if e.embedding is None else e.embedding for e in entries
                 ]
+                # One broken embedding would spoil the bound of its whole block.
+                broken = np.flatnonzero(~np.isfinite(self._embeddings[new]).all(axis=1))
+                columns["comparable"][new.start + broken] = False
+                self._embeddings[new.start + broken] = 0.0
             self._end = new.stop
             self._alive += len(entries)
 
@@ -214,11 +209,11 @@ class FaceIndex:
             view.columns["comparable"][at] = False
             view.embeddings[at] = 0.0
             self._alive -= len(at)
+            for number in np.unique((view.begin + at) // self._block_rows):
+                self._blocks.pop(int(number), None)
+            self._changes += 1
             living = np.flatnonzero(view.columns["alive"])
             self._begin = self._begin + int(living[0]) if len(living) else self._end
-            graph = self._graph
-        if graph is not None:
-            graph.remove(np.asarray(cursors, np.int64))
 
     def search(
         self,
@@ -243,60 +238,23 @@ class FaceIndex:
         if view.embeddings.shape[1] != len(example):
             return []
         holds &= view.columns["comparable"].astype(bool)
-        if view.graph is not None and np.count_nonzero(holds) > self._exact_faces:
-            found = self._search_graph(view, holds, limit, example, min_similarity, after)
-            if found is not None:
-                return found
-        places = np.flatnonzero(holds)
-        return _page(view, *_near(view, places, example, min_similarity), limit, after)
+        places = self._in_question(view, holds, limit, example, min_similarity, after)
+        found = _near(view, places, example, min_similarity)
+        if not view.columns["comparable"][places].all():
+            # One was removed meanwhile, and may have kept others out.
+            found = _near(view, np.flatnonzero(holds), example, min_similarity)
+        return _page(view, *found, limit, after)
 
-    # -- the graph
-
-    def grow_graph(self) -> bool:
-        """Adds a few faces to the graph, if there are enough to need one; whether more wait."""
-        with self._lock:
-            if self._graph is None:
-                if self._alive <= self._exact_faces or not self._embeddings.shape[1]:
-                    return False
-                self._graph = NearestIndex(self._embeddings.shape[1], self._graph_settings)
-            view = self._view()
-        tail = self._tail(view)
-        rows = np.flatnonzero(view.columns["comparable"][tail : tail + 64 * ADD_AT_ONCE]) + tail
-        rows = rows[:ADD_AT_ONCE]
-        if not len(rows):
-            return False
-        cursors = view.columns["cursor"][rows].astype(np.int64)
-        self._graph.add(cursors, view.embeddings[rows])
-        # What was removed meanwhile is not to stay in the graph.
-        gone = cursors[~view.columns["comparable"][rows].astype(bool)]
-        if len(gone):
-            self._graph.remove(gone)
-        return bool(rows[-1] + 1 < len(view))
-
-    def load_graph(self, path: Path) -> bool:
-        """Takes up the graph that `save_graph` left, if it is of these faces."""
+    def prepare(self) -> None:
+        """Makes all missing copies of whole blocks, so that the next search need not."""
         with self._lock:
             view = self._view()
-            rows = np.flatnonzero(view.columns["comparable"])
-            if len(rows) <= self._exact_faces or not path.is_file():
-                return False
-            cursors = view.columns["cursor"][rows].astype(np.int64)
-            self._graph = NearestIndex.load(
-                path, cursors, view.embeddings[rows], self._graph_settings
-            )
-            return self._graph is not None
+        for number in self._whole_blocks(view):
+            self._block(view, number)
 
-    def save_graph(self, path: Path) -> None:
-        """Leaves the graph for the next start; nothing when there is none."""
-        if self._graph is not None:
-            self._graph.save(path)
+    # -- the int8 copy
 
-    def _tail(self, view: _View) -> int:
-        """First row that the graph does not hold."""
-        covered = view.graph.covered if view.graph else 0
-        return int(np.searchsorted(view.columns["cursor"], covered, side="right"))
-
-    def _search_graph(
+    def _in_question(
         self,
         view: _View,
         holds: NDArray[np.bool_],
@@ -304,27 +262,44 @@ class FaceIndex:
         example: NDArray[np.float32],
         min_similarity: float,
         after: Place | None,
-    ) -> list[Match] | None:
-        """As `search`; None when the graph's candidates are not enough."""
-        assert view.graph is not None
-        tail = self._tail(view)
-        newer = np.flatnonzero(holds[tail:]) + tail
-        wanted = limit + (after.passed if after else 0)
-        # As many more as the filters leave out.
-        count = int(_MORE * wanted * len(view) / np.count_nonzero(holds))
-        while count <= _MOST_CANDIDATES:
-            cursors = view.graph.search(example, count)
-            rows = np.minimum(np.searchsorted(view.columns["cursor"], cursors), len(view) - 1)
-            rows = rows[view.columns["cursor"][rows] == cursors]
-            # The last candidate bounds all that the graph left out.
-            bound = float(view.embeddings[rows[-1]] @ example) if len(rows) else -1.0
-            rows = np.sort(rows[(rows < tail) & holds[rows]])
-            places, cosines = _near(view, np.concatenate((rows, newer)), example, min_similarity)
-            found = _page(view, places, cosines, limit, after)
-            if len(found) == limit or bound < min_similarity or count >= len(view.graph):
-                return found
-            count *= _MORE
-        return None
+    ) -> NDArray[np.intp]:
+        """Rows, rising, among which all of the page are; `holds` [N] says which are wanted."""
+        lowest = float(np.float32(min_similarity))
+        shortlist = Shortlist(
+            example, limit, lowest, None if after is None else float(np.float32(after.rank))
+        )
+        places, done = [], 0
+        for number in self._whole_blocks(view):
+            rows = self._rows_of(view, number)
+            wanted = holds[rows]
+            if np.count_nonzero(wanted) < _DENSE * self._block_rows:
+                places.append(np.flatnonzero(wanted) + rows.start)
+            else:
+                shortlist.scan(self._block(view, number), rows.start, wanted)
+            done = rows.stop
+        places += [np.flatnonzero(holds[done:]) + done, shortlist.rows()]
+        return np.sort(np.concatenate(places))
+
+    def _whole_blocks(self, view: _View) -> range:
+        """Numbers of the blocks that no row will be added to."""
+        end = view.begin + len(view) if view.embeddings.shape[1] else 0
+        return range(view.begin // self._block_rows, end // self._block_rows)
+
+    def _rows_of(self, view: _View, number: int) -> slice:
+        """The rows of a block that the view shows."""
+        first = number * self._block_rows - view.begin
+        return slice(max(first, 0), first + self._block_rows)
+
+    def _block(self, view: _View, number: int) -> RoughBlock:
+        """The copy of the view's rows of a block."""
+        block = view.blocks.get(number)
+        if block is None:
+            block = RoughBlock.of(view.embeddings[self._rows_of(view, number)])
+            with self._lock:
+                # Not kept if it may show a face that was removed since.
+                if self._changes == view.changes:
+                    self._blocks[number] = block
+        return block
 
     # -- rows
 
@@ -334,7 +309,9 @@ class FaceIndex:
             columns={name: column[rows] for name, column in self._columns.items()},
             embeddings=self._embeddings[rows],
             cameras=dict(self._cameras),
-            graph=self._graph,
+            begin=self._begin,
+            blocks=dict(self._blocks),
+            changes=self._changes,
         )
 
     def _reserve(self, more: int, dimensions: int) -> None:
@@ -356,6 +333,8 @@ class FaceIndex:
             embeddings[: len(keep)] = view.embeddings[keep]
         self._embeddings = embeddings
         self._begin, self._end = 0, len(keep)
+        self._blocks = {}
+        self._changes += 1
 
 
 def _page(

@@ -44,9 +44,6 @@ __all__ = ["AnalyticsService", "run"]
 log = structlog.get_logger(__name__)
 
 _LOAD_PAGE = 2000
-# The graph grows when there is time: not more than this part of it, so that results come first.
-_GRAPH_SHARE = 0.5
-_GRAPH_REST_SECONDS = 1.0
 _DAY_NS = 86_400 * 10**9
 # Of the faces of a visit, where the bundle does not say better.
 _UNCALIBRATED_SIMILARITY = 0.5
@@ -95,7 +92,7 @@ class AnalyticsService:
                 "retention_results": str(settings.max_results),
             }
         )
-        self._index = FaceIndex(settings.exact_faces)
+        self._index = FaceIndex()
         visits = VisitTracker(settings.visit_gap_seconds, self._visit_similarity())
         watchlists = Watchlists(self._codec.model_bundle, enabled=settings.watchlists)
         path = settings.database.expanduser()
@@ -107,7 +104,10 @@ class AnalyticsService:
             entry_days=settings.watchlist_entry_days,
             max_entries=settings.watchlist_entries,
         )
-        self._graph_file = path.with_name(f"{path.name}.{self._codec.model_bundle}.usearch")
+        for left in path.parent.glob(f"{path.name}.*.usearch*"):
+            # Embeddings in the index file of an earlier version: forgetting would not reach them.
+            left.unlink()
+            log.info("index file of an earlier version deleted", file=left.name)
         self._clock.not_before(await store.newest_time() / 1e9)
         failed = sum([await store.retry_failed(bundle) for bundle in codecs.bundles])
         if failed:
@@ -121,7 +121,6 @@ class AnalyticsService:
         await self._start_webhooks()
         await self._follow_edges()
         self._keep_running(self._prune_for_ever())
-        self._keep_running(self._grow_graph_for_ever())
 
     async def drain(self) -> None:
         """Stops reading and ends the streams of results; the commit under way is finished."""
@@ -132,11 +131,10 @@ class AnalyticsService:
         self._alerts.close()
 
     async def close(self) -> None:
-        """Closes threads and database; the graph of the index is left for the next start."""
+        """Closes threads and database."""
         await asyncio.to_thread(self._analysis.shutdown)
         await asyncio.to_thread(self._searching.shutdown)
         await asyncio.to_thread(self._store.close)
-        await asyncio.to_thread(self._index.save_graph, self._graph_file)
 
     async def forget(self, edge: str, order: control_pb2.FollowForgottenResponse) -> None:
         """Carries out an edge's order to forget: what is under way, kept, and searchable."""
@@ -254,16 +252,11 @@ class AnalyticsService:
         while page := await self._store.page(at, _LOAD_PAGE):
             await asyncio.to_thread(self._add_to_index, page)
             at = page[-1].cursor
-        ready = await asyncio.to_thread(self._index.load_graph, self._graph_file)
-        # Graphs of other model bundles, and one that does not fit, are of no use any more.
-        for path in self._graph_file.parent.glob(f"{self.settings.database.name}.*.usearch*"):
-            if path != self._graph_file or not ready:
-                path.unlink(missing_ok=True)
+        await asyncio.to_thread(self._index.prepare)
         self._show_index()
         log.info(
             "results loaded",
             faces=len(self._index),
-            graph_loaded=ready,
             seconds=round(time.perf_counter() - started, 3),
         )
 
@@ -273,15 +266,12 @@ class AnalyticsService:
 
     async def _take_from_index(self, cursors: Sequence[int]) -> None:
         if cursors:
-            # What is deleted must not stay in the file either; the next stop writes a new one.
-            self._graph_file.unlink(missing_ok=True)
             await asyncio.to_thread(self._index.remove, cursors)
             self._show_index()
 
     def _show_index(self) -> None:
         self._metrics.index_faces.set(len(self._index))
         self._metrics.index_bytes.set(self._index.bytes_used)
-        self._metrics.index_waiting.set(self._index.waiting)
 
     def _kept(self, made: Committed) -> None:
         """Makes what is committed known: searchable first, then announced."""
@@ -321,15 +311,6 @@ class AnalyticsService:
                 await self._prune()
             except StorageError as error:
                 log.error("retention waits", reason=error.message)
-
-    async def _grow_graph_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            started = time.perf_counter()
-            more = await loop.run_in_executor(self._searching, self._index.grow_graph)
-            busy = time.perf_counter() - started
-            rest = busy * (1.0 / _GRAPH_SHARE - 1.0) if more else _GRAPH_REST_SECONDS
-            await asyncio.sleep(rest)
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -99,13 +99,6 @@ class AnalyticsSettings(EdgeClientSettings, NatsSettings):
         title="Keep the parsing map of each face",
         description="64x64 classes, some 300 bytes a face. What each class covers is kept anyway.",
     )
-    exact_faces: int = Field(
-        100_000,
-        ge=10_000,
-        le=20_000_000,
-        title="Faces up to which a search compares all",
-        description="Above, a graph proposes candidates: docs/decisions/search-index.md.",
-    )
     visit_gap_seconds: float = Field(
         30.0,
         gt=0.0,

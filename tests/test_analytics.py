@@ -520,7 +520,7 @@ def test_index_agrees_with_brute_force() -> None:
     vectors = rng.normal(size=(3000, 48)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ages = rng.uniform(0, 100, 3000).astype(np.float32)
-    index = FaceIndex(exact_faces=10_000)
+    index = FaceIndex()
     assert index.search(Filters(), 5, vectors[0]) == []
     for start in range(0, 3000, 700):
         block = range(start, min(start + 700, 3000))
@@ -542,7 +542,7 @@ def test_index_agrees_with_brute_force() -> None:
 
 def test_index_never_compares_faces_of_another_bundle() -> None:
     vector = np.eye(8, dtype=np.float32)[0]
-    index = FaceIndex(exact_faces=10_000)
+    index = FaceIndex()
     index.add([entry(1, None), entry(2, None)])
     assert index.search(Filters(), 5, vector) == []
     index.add([entry(3, vector)])

@@ -1,31 +1,38 @@
-"""The likeness index alone: exact, over the graph, in pages, after removal, over a restart."""
+"""The likeness index alone: the same as comparing all, in pages, after removal, beside adding."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from analytics_service.nearest import GraphSettings, NearestIndex
+import analytics_service.search
+from analytics_service.rough import RoughBlock, Shortlist
 from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry, Match, Place
 
+Vectors = NDArray[np.float32]
 WIDTH = 32
-# Quick to build; thousands of faces need no more.
-QUICK = GraphSettings(links=12, add_width=64, search_width=512)
+BLOCK = 256
 
 
-def vectors(count: int, seed: int = 5) -> NDArray[np.float32]:
+def unit(made: NDArray[Any]) -> Vectors:
+    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+
+
+def vectors(count: int, seed: int = 5) -> Vectors:
     """Unit vectors around a few hundred persons, float32 [count, WIDTH]."""
     rng = np.random.default_rng(seed)
     persons = rng.normal(size=(300, WIDTH))
-    made = persons[rng.integers(0, 300, count)] + 0.7 * rng.normal(size=(count, WIDTH))
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    return unit(persons[rng.integers(0, 300, count)] + 0.7 * rng.normal(size=(count, WIDTH)))
 
 
-def entry(cursor: int, embedding: NDArray[np.float32] | None, **values: Any) -> IndexEntry:
+def entry(cursor: int, embedding: Vectors | None, **values: Any) -> IndexEntry:
     fields = {
         "camera_id": "c",
         "captured": cursor,
@@ -37,14 +44,12 @@ def entry(cursor: int, embedding: NDArray[np.float32] | None, **values: Any) -> 
     return IndexEntry(cursor=cursor, embedding=embedding, **{**fields, **values})
 
 
-def filled(made: NDArray[np.float32], exact_faces: int) -> FaceIndex:
-    """An index of the vectors, cursors from 1, its graph grown where it has one."""
-    index = FaceIndex(exact_faces, QUICK)
+def filled(made: Vectors, block_rows: int = BLOCK) -> FaceIndex:
+    """An index of the vectors, cursors from 1, ages from 0."""
+    index = FaceIndex(block_rows)
     for start in range(0, len(made), 500):
         block = made[start : start + 500]
         index.add([entry(start + k + 1, v, age=float(start + k)) for k, v in enumerate(block)])
-    while index.grow_graph():
-        pass
     return index
 
 
@@ -52,56 +57,157 @@ def cursors(matches: list[Match]) -> list[int]:
     return [match.cursor for match in matches]
 
 
-def best(made: NDArray[np.float32], example: NDArray[np.float32], count: int) -> list[int]:
-    """Cursors of the nearest, by brute force."""
-    return (np.argsort(-(made @ example), kind="stable")[:count] + 1).tolist()
+def all_compared(
+    faces: dict[int, Vectors], example: Vectors, min_similarity: float = -1.0
+) -> list[tuple[int, float]]:
+    """Cursors and cosines of all that are similar enough, best first, newest first where equal."""
+    names = np.array(list(faces), np.int64)
+    cosines = np.einsum("ij,j->i", np.array(list(faces.values())), example).clip(-1.0, 1.0)
+    order = np.lexsort((-names, -cosines))
+    order = order[cosines[order] >= np.float32(min_similarity)]
+    return list(zip(names[order].tolist(), cosines[order].tolist(), strict=True))
+
+
+def compared(matches: list[Match]) -> list[tuple[int, float]]:
+    return [(match.cursor, match.similarity) for match in matches]
 
 
 @pytest.fixture(scope="module")
-def many() -> NDArray[np.float32]:
+def many() -> Vectors:
     return vectors(4000)
 
 
-@pytest.fixture(scope="module")
-def graph(many: NDArray[np.float32]) -> FaceIndex:
-    """Searched only: tests that change an index make their own."""
-    return filled(many, exact_faces=1000)
+KINDS = ["even", "persons", "doubles", "equal", "lone", "zero", "signs"]
 
 
-def test_graph_finds_what_brute_force_finds(graph: FaceIndex, many: NDArray[np.float32]) -> None:
-    assert graph.waiting == 0
-    found = wanted = 0
-    for k in range(0, 4000, 40):
-        matches = graph.search(Filters(), 10, many[k])
-        assert matches[0].cursor == k + 1
-        assert matches[0].similarity == pytest.approx(1.0, abs=1e-5), "cosines are exact"
-        found += len(set(cursors(matches)) & set(best(many, many[k], 10)))
-        wanted += 10
-    assert found / wanted > 0.99
+def drawn(kind: str, count: int, width: int, rng: np.random.Generator) -> Vectors:
+    """Embeddings of a kind that is hard in its way, float32 [count, width]."""
+    made = rng.normal(size=(count, width))
+    if kind == "persons":
+        made = rng.normal(size=(5, width))[rng.integers(0, 5, count)] + 0.1 * made
+    elif kind == "doubles":
+        made = made[rng.integers(0, 1 + count // 10, count)]
+    elif kind == "equal":
+        made[:] = made[0]
+    elif kind == "lone":  # All of a row in one number spoils the scale of its block.
+        made[:: max(1, count // 7)] *= np.eye(width)[0] * 1e6 + 1e-6
+    elif kind == "signs":  # Halfway between two codes, but for one number.
+        made = np.sign(made) * 0.5 / 127
+        made[:, 0] = 1.0
+    made = unit(made)
+    if kind == "zero":
+        made[rng.random(count) < 0.5] = 0.0
+        made[rng.random(count) < 0.1] *= 1e-35
+    return made
 
 
-def test_filters_and_thresholds_hold_over_the_graph(
-    graph: FaceIndex, many: NDArray[np.float32]
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(1, 700),
+    width=st.sampled_from([1, 3, 16, 48, 128]),
+    block_rows=st.sampled_from([16, 50, 128]),
+    limit=st.integers(1, 60),
+    part=st.sampled_from([0.03, 0.3, 1.0]),
+    removed=st.sampled_from([0.0, 0.0, 0.05, 0.9]),
+    least=st.sampled_from([-1.0, -1.0, 0.0, 0.37, 0.9, 1.0]),
+    stranger=st.booleans(),
+)
+def test_a_search_gives_what_comparing_all_gives(
+    kind: str,
+    seed: int,
+    count: int,
+    width: int,
+    block_rows: int,
+    limit: int,
+    part: float,
+    removed: float,
+    least: float,
+    stranger: bool,
 ) -> None:
-    example = many[1234]
-    wide = Filters(age=Bounds(0, 2999))  # more than are compared exactly: over the graph
-    assert cursors(graph.search(wide, 20, example)) == best(many[:3000], example, 20)
-    narrow = Filters(age=Bounds(3900, None))
-    assert cursors(graph.search(narrow, 20, example)) == [
-        3900 + cursor for cursor in best(many[3900:], example, 20)
-    ]
-    cosines = many @ example
-    near = set((np.flatnonzero(cosines >= 0.6) + 1).tolist())
+    """To the bit, over all pages: cosines, their order, and the order of those that are equal."""
+    rng = np.random.default_rng(seed)
+    made = drawn(kind, count, width, rng)
+    example = unit(rng.normal(size=(1, width)))[0] if stranger else made[rng.integers(count)]
+    ages = rng.random(count).astype(np.float32)
+    index = FaceIndex(block_rows)
+    # A search in between, so that some copies are older than what is added and removed later.
+    for rows in np.array_split(np.arange(count), 3):
+        index.add([entry(int(k) + 1, made[k], age=float(ages[k])) for k in rows])
+        index.search(Filters(), 3, example)
+    gone = np.flatnonzero(rng.random(count) < removed)
+    index.remove((gone + 1).tolist())
+    left = {
+        k + 1: made[k] for k in np.setdiff1d(np.arange(count), gone).tolist() if ages[k] <= part
+    }
+    expected = all_compared(left, example, least) if left else []
+    filters = Filters(age=Bounds(0.0, float(np.float32(part))))
+    after = None
+    for start in range(0, len(expected) + 1, limit):
+        page = index.search(filters, limit, example, least, after)
+        assert compared(page) == expected[start : start + limit]
+        if page:
+            after = Place(page[-1].similarity, page[-1].cursor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [1, 16, 128])
+def test_the_bound_holds_and_is_not_wide(kind: str, width: int) -> None:
+    """No rough cosine is further off; and it is not wider than what rounding can do."""
+    rng = np.random.default_rng(width)
+    made = drawn(kind, 512, width, rng)
+    block = RoughBlock.of(made)
+    for example in (unit(rng.normal(size=(1, width)))[0], made[3], -made[5]):
+        shortlist = Shortlist(example, 1)
+        exact = np.einsum("ij,j->i", made, example)
+        off = np.abs(shortlist.cosines(block) - exact).max()
+        assert off <= shortlist.bound(block)
+        # Half a code off in all numbers, of rows and example, were their scales the largest ones.
+        assert shortlist.bound(block) < 1.05 * np.sqrt(width) / 127
+
+
+def test_without_the_bound_the_best_is_missed() -> None:
+    """The 8 bits say another one is the nearest: only the bound keeps the right one in."""
+    rng = np.random.default_rng(1)
+    example = unit(rng.normal(size=(1, 128)))[0]
+    made = unit(example + 0.002 * rng.normal(size=(BLOCK, 128)))
+    best = int(np.argmax(np.einsum("ij,j->i", made, example)))
+    shortlist = Shortlist(example, 1)
+    block = RoughBlock.of(made)
+    assert int(np.argmax(shortlist.cosines(block))) != best
+    shortlist.scan(block, 0, np.ones(BLOCK, bool))
+    assert best in shortlist.rows()
+    assert cursors(filled(made).search(Filters(), 1, example)) == [best + 1]
+
+
+def test_few_rows_are_left_in_question() -> None:
+    """Else the copy would be for nothing."""
+    made = unit(np.random.default_rng(3).normal(size=(4096, 128)))
+    shortlist = Shortlist(made[7], 10)
+    for start in range(0, 4096, 1024):
+        shortlist.scan(RoughBlock.of(made[start : start + 1024]), start, np.ones(1024, bool))
+    assert 10 <= len(shortlist.rows()) < 400
+    assert 7 in shortlist.rows()
+
+
+def test_filters_and_thresholds(many: Vectors) -> None:
+    index, example = filled(many), many[1234]
+    for low, high in ((0, 2999), (3900, 3999), (777, 2311)):
+        faces = {k + 1: many[k] for k in range(low, high + 1)}
+        found = index.search(Filters(age=Bounds(low, high)), 20, example)
+        assert compared(found) == all_compared(faces, example)[:20]
+    near = index.search(Filters(), 300, example, 0.6)
     assert 1 < len(near) < 300
-    assert set(cursors(graph.search(Filters(), 300, example, 0.6))) == near
-    assert graph.search(Filters(camera_ids=["elsewhere"]), 5, example) == []
+    assert compared(near) == all_compared(dict(enumerate(many, 1)), example, 0.6)
+    assert index.search(Filters(camera_ids=["elsewhere"]), 5, example) == []
 
 
 @pytest.mark.parametrize("by_time", [False, True])
-def test_pages_join_without_gap_or_repeat(many: NDArray[np.float32], by_time: bool) -> None:
+def test_pages_join_without_gap_or_repeat(many: Vectors, by_time: bool) -> None:
     """Also where many share a rank, and while new faces come."""
     doubled = np.repeat(many[:600], 2, axis=0)
-    index = FaceIndex(10_000)
+    index = FaceIndex(BLOCK)
     index.add([entry(k + 1, v, captured=k // 7) for k, v in enumerate(doubled)])
     example = None if by_time else many[3]
     filters = Filters(newest_cursor=len(doubled))
@@ -114,120 +220,99 @@ def test_pages_join_without_gap_or_repeat(many: NDArray[np.float32], by_time: bo
     while page := index.search(filters, 97, example, after=after):
         read += page
         last = page[-1]
-        after = Place(last.captured if by_time else last.similarity, last.cursor, len(read))
+        after = Place(last.captured if by_time else last.similarity, last.cursor)
         index.add([entry(5000 + len(read), many[3], captured=0)])
     assert read == expected
 
 
-def test_pages_over_the_graph_reach_far(graph: FaceIndex, many: NDArray[np.float32]) -> None:
-    example, read, after = many[77], [], None
-    for _ in range(40):
-        page = graph.search(Filters(), 50, example, after=after)
-        read += page
-        after = Place(page[-1].similarity, page[-1].cursor, len(read))
-    assert cursors(read) == best(many, example, 2000)
-
-
-def test_what_the_graph_does_not_hold_yet_is_found(many: NDArray[np.float32]) -> None:
-    index = filled(many[:2000], exact_faces=1000)
-    index.add([entry(2000 + k + 1, v) for k, v in enumerate(many[2000:2500])])
-    assert index.waiting == 500
-    for example in (many[2400], many[10]):
-        assert cursors(index.search(Filters(), 5, example)) == best(many[:2500], example, 5)
-
-
-def test_removed_faces_are_gone_and_their_rows_are_used_again(
-    many: NDArray[np.float32],
-) -> None:
-    index = filled(many, exact_faces=1000)
+def test_removed_faces_are_gone_and_their_rows_are_used_again(many: Vectors) -> None:
+    index = filled(many)
+    index.prepare()
     rng = np.random.default_rng(2)
     gone = np.unique(np.concatenate((np.arange(1, 1200), rng.integers(1, 4001, 300))))
     index.remove(gone.tolist())
     index.remove([1, 99_999])
     left = np.setdiff1d(np.arange(1, 4001), gone)
     assert len(index) == len(left)
-    found = wanted = 0
+    faces = {k: many[k - 1] for k in left.tolist()}
     for k in left[::100]:
         example = many[k - 1]
-        expected = left[np.argsort(-(many[left - 1] @ example))[:10]]
-        matches = cursors(index.search(Filters(), 10, example))
-        assert not set(matches) & set(gone.tolist())
-        found += len(set(matches) & set(expected.tolist()))
-        wanted += 10
-    assert found / wanted > 0.99
+        found = index.search(Filters(), 10, example)
+        assert compared(found) == all_compared(faces, example)[:10]
     before = index.bytes_used
     for start in range(5000, 9000, 500):
         index.add([entry(start + k, v) for k, v in enumerate(many[:500])])
         index.remove(list(range(start - 500, start)))
-    while index.grow_graph():
-        pass
+        index.search(Filters(), 10, many[0])
     assert index.bytes_used < 2 * before, "rows of removed faces are not used again"
     assert cursors(index.search(Filters(), 1, many[42])) == [8542]
 
 
-def test_graph_comes_back_after_a_restart(many: NDArray[np.float32], tmp_path: Path) -> None:
-    path = tmp_path / "graph.usearch"
-    index = filled(many[:3000], exact_faces=1000)
-    index.remove([7, 8, 9])
-    index.save_graph(path)
-    assert path.stat().st_mode & 0o077 == 0
-    kept = [entry(k + 1, v) for k, v in enumerate(many[:3200]) if k + 1 not in (7, 8, 9)]
-
-    again = FaceIndex(1000, QUICK)
-    again.add(kept)
-    assert again.load_graph(path)
-    assert again.waiting == 200
-    while again.grow_graph():
-        pass
-    example = many[3100]
-    left = np.delete(many[:3200], [6, 7, 8], axis=0)
-    names = np.delete(np.arange(1, 3201), [6, 7, 8])
-    assert cursors(again.search(Filters(), 10, example)) == [
-        int(names[k - 1]) for k in best(left, example, 10)
-    ]
+def test_no_copy_of_a_removed_face_is_kept(many: Vectors) -> None:
+    """Neither in the row nor in the block, which is dropped; its next copy is of what is left."""
+    index = filled(many[: 3 * BLOCK])
+    index.prepare()
+    blocks = [weakref.ref(index._blocks[number]) for number in range(3)]
+    index.remove([BLOCK + 5])
+    assert [block() is None for block in blocks] == [False, True, False]
+    assert not index._embeddings[BLOCK + 4].any()
+    index.prepare()
+    copied = Shortlist(many[BLOCK + 4], 1).cosines(index._blocks[1])
+    assert np.flatnonzero(copied == 0.0).tolist() == [4]
 
 
-@pytest.mark.parametrize("wrong", ["removed", "others", "cut", "width", "few"])
-def test_a_graph_that_does_not_fit_is_not_taken(
-    many: NDArray[np.float32], tmp_path: Path, wrong: str
+def test_a_copy_made_while_a_face_was_removed_is_not_kept(
+    many: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "graph.usearch"
-    filled(many[:2000], exact_faces=1000).save_graph(path)
-    kept = [entry(k + 1, v) for k, v in enumerate(many[:2000])]
-    if wrong == "removed":
-        del kept[500]
-    elif wrong == "others":
-        kept = [entry(k + 1, v) for k, v in enumerate(many[2000:])]
-    elif wrong == "cut":
-        path.write_bytes(path.read_bytes()[:5000])
-    elif wrong == "width":
-        kept = [entry(k + 1, v[:16] / np.linalg.norm(v[:16])) for k, v in enumerate(many[:2000])]
-    else:
-        kept = kept[:900]
-    again = FaceIndex(1000, QUICK)
-    again.add(kept)
-    assert not again.load_graph(path)
-    again.grow_graph()
-    wanted = kept[3].embedding
-    assert cursors(again.search(Filters(), 1, wanted)) == [4]
+    """The search that made it compares all the same what it left out for the removed one."""
+    index, example = filled(many[:BLOCK]), many[9]
+    make = RoughBlock.of
+
+    def removed_behind(embeddings: Vectors) -> RoughBlock:
+        made = make(embeddings)
+        index.remove([10])
+        return made
+
+    monkeypatch.setattr(analytics_service.search.RoughBlock, "of", removed_behind)
+    found = index.search(Filters(), 5, example)
+    assert index._blocks == {}
+    others = {k + 1: v for k, v in enumerate(many[:BLOCK]) if k != 9}
+    assert compared(found) == all_compared(others, example)[:5]
 
 
-def test_a_removed_embedding_is_not_in_the_file(many: NDArray[np.float32], tmp_path: Path) -> None:
-    path = tmp_path / "graph.usearch"
-    index = NearestIndex(WIDTH, QUICK)
-    index.add(np.arange(1, 501), many[:500])
-    stored = [many[k].astype(np.float16).tobytes() for k in range(500)]
-    index.save(path)
-    assert all(data in path.read_bytes() for data in stored)
-    index.remove(np.array([5, 6, 400, 9999]))
-    index.save(path)
-    present = [k + 1 for k in range(500) if stored[k] in path.read_bytes()]
-    assert present == [k for k in range(1, 501) if k not in (5, 6, 400)]
-    assert len(index) == 497
+def test_searches_while_faces_come_and_go(many: Vectors) -> None:
+    """What stays is found, first, whatever is added and removed meanwhile, and arrays grow."""
+    index = filled(many[:1500])
+    done = threading.Event()
+
+    def change() -> None:
+        for start in range(10_000, 40_000, 500):
+            index.add([entry(start + k, v) for k, v in enumerate(many[2000:2500])])
+            index.remove(list(range(start - 900, start - 400)))
+        done.set()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    searches = 0
+    while not done.is_set() or not searches:
+        k = searches % 1500
+        assert cursors(index.search(Filters(), 1, many[k])) == [k + 1]
+        searches += 1
+    thread.join()
+
+
+def test_a_broken_embedding_compares_with_nothing(many: Vectors) -> None:
+    index = FaceIndex(16)
+    broken = many[:32].copy()
+    broken[3, 7], broken[4, 2] = np.nan, np.inf
+    index.add([entry(k + 1, v) for k, v in enumerate(broken)])
+    faces = {k + 1: many[k] for k in range(32) if k not in (3, 4)}
+    assert compared(index.search(Filters(), 99, many[0])) == all_compared(faces, many[0])
+    assert len(index.search(Filters(), 99)) == 32
 
 
 def test_unknown_attributes_are_within_no_bounds() -> None:
-    index = FaceIndex(10_000)
+    index = FaceIndex()
     index.add([entry(1, None, age=None, gender=None, smile=None), entry(2, None)])
     assert cursors(index.search(Filters(), 5)) == [2, 1]
     for bounds in (Bounds(0, 200), Bounds(None, 200), Bounds(0, None)):
