@@ -1,14 +1,12 @@
 """Search among a million faces: recall against comparing all, and milliseconds a query.
 
-    python -m benchmarks.search [--faces 1000000] [--queries 200] [--graph FILE] [--alternatives]
+    python -m benchmarks.search [--faces 1000000] [--queries 200] [--alternatives]
 
 The faces are synthetic: unit vectors of the heads' dimension, drawn around persons (a person has
 `--views` faces, whose cosine with each other is about `--similarity`, as the verification figures
 of the heads have it). A query is one more view of a person who is there. Filters keep a tenth of
-all faces. Persons spread evenly over all dimensions are the hardest case for a graph; those of real
-faces vary in fewer (`--intrinsic`). `--graph` keeps the graph, which takes minutes to build, in a
-file and takes it up from there the next time, for a second look at searching alone.
-`--alternatives` also measures comparing all, and the graph's own order.
+all faces. Persons spread evenly over all dimensions are the hardest case for any index; those of
+real faces vary in fewer (`--intrinsic`). `--alternatives` also measures numpy comparing all.
 """
 
 from __future__ import annotations
@@ -17,14 +15,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analytics_service.nearest import GraphSettings, NearestIndex
 from analytics_service.search import Bounds, FaceIndex, Filters, IndexEntry
 from benchmarks.report import write_result
 
@@ -47,31 +42,21 @@ def unit(count: int, intrinsic: int, rng: np.random.Generator) -> Vectors:
     return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
 
 
-def filled(
-    faces: Vectors, exact_faces: int, graph: GraphSettings, kept: Path | None
-) -> tuple[FaceIndex, float | None]:
-    """The service's index with all faces in, and the seconds that its graph took.
-
-    `kept`: the graph's file; None for the seconds when it was taken from there.
-    """
-    index = FaceIndex(exact_faces, graph)
+def filled(faces: Vectors) -> tuple[FaceIndex, float, float]:
+    """The service's index with all faces in, and the seconds that adding and preparing took."""
+    index, added = FaceIndex(), 0.0
     for start in range(0, len(faces), 2000):
         block = faces[start : start + 2000]
-        index.add(
-            [
-                IndexEntry(start + k + 1, "camera", start + k, 1.0, (start + k) % 100, 0.5, 0.5, v)
-                for k, v in enumerate(block)
-            ]
-        )
-    if kept is not None and index.load_graph(kept) and not index.waiting:
-        return index, None
+        entries = [
+            IndexEntry(start + k + 1, "camera", start + k, 1.0, (start + k) % 100, 0.5, 0.5, v)
+            for k, v in enumerate(block)
+        ]
+        begin = time.perf_counter()
+        index.add(entries)
+        added += time.perf_counter() - begin
     begin = time.perf_counter()
-    while index.grow_graph():
-        pass
-    seconds = time.perf_counter() - begin
-    if kept is not None:
-        index.save_graph(kept)
-    return index, seconds
+    index.prepare()
+    return index, added, time.perf_counter() - begin
 
 
 def truth(faces: Vectors, queries: Vectors, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -113,10 +98,6 @@ def main() -> None:
     parser.add_argument(
         "--intrinsic", type=int, default=WIDTH, help="dimensions that persons differ in"
     )
-    parser.add_argument("--links", type=int, default=GraphSettings.links)
-    parser.add_argument("--add-width", type=int, default=GraphSettings.add_width)
-    parser.add_argument("--search-width", type=int, default=GraphSettings.search_width)
-    parser.add_argument("--graph", type=Path, help="file of the graph, made when it is not there")
     parser.add_argument("--alternatives", action="store_true")
     args = parser.parse_args()
     rng = np.random.default_rng(7)
@@ -130,9 +111,7 @@ def main() -> None:
     everything = np.ones(args.faces, bool)
     narrow = np.arange(args.faces) % 100 < 10
     right, right_narrow = truth(faces, queries, everything), truth(faces, queries, narrow)
-    exact_faces = min(100_000, args.faces // 20)
-    graph = GraphSettings(args.links, args.add_width, args.search_width)
-    index, seconds = filled(faces, exact_faces, graph, args.graph)
+    index, adding, preparing = filled(faces)
     filters = Filters(age=Bounds(0, 9))
 
     def cursors(query: Vectors, given: Filters = Filters()) -> list[int]:  # noqa: B008
@@ -144,38 +123,28 @@ def main() -> None:
         "views_of_a_person": args.views,
         "similarity_of_views": args.similarity,
         "intrinsic_dimensions": args.intrinsic,
-        "graph": asdict(graph),
-        "build_us_a_face": None if seconds is None else round(1e6 * seconds / args.faces, 1),
+        "add_us_a_face": round(1e6 * adding / args.faces, 2),
+        "prepare_us_a_face": round(1e6 * preparing / args.faces, 2),
         "index_bytes_a_face": round(index.bytes_used / args.faces),
         "search": measure(cursors, queries, right),
         "search_a_tenth": measure(lambda q: cursors(q, filters), queries, right_narrow),
     }
     if args.alternatives:
-        figures["alternatives"] = alternatives(index, faces, queries, right)
+        figures["alternatives"] = alternatives(faces, queries, right)
     for name, value in figures.items():
         print(f"{name}: {value}", flush=True)
     print(write_result("search", figures))
 
 
-def alternatives(
-    index: FaceIndex, faces: Vectors, queries: Vectors, right: NDArray[np.int64]
-) -> dict[str, Any]:
-    """What was not chosen: comparing all, and the graph's own order without exact cosines."""
+def alternatives(faces: Vectors, queries: Vectors, right: NDArray[np.int64]) -> dict[str, Any]:
+    """What was not chosen."""
 
     def compare_all(query: Vectors) -> list[int]:
         cosines = faces @ query
         top = np.argpartition(-cosines, TOP)[:TOP]
         return [int(k) + 1 for k in top]
 
-    graph = index.graph
-    measured = {"numpy, all compared": measure(compare_all, queries, right)}
-    if graph is not None:
-
-        def first(query: Vectors, graph: NearestIndex = graph) -> list[int]:
-            return [int(k) for k in graph.search(query, TOP)]
-
-        measured["the graph alone, half floats"] = measure(first, queries, right)
-    return measured
+    return {"numpy, all compared": measure(compare_all, queries, right)}
 
 
 if __name__ == "__main__":

@@ -403,6 +403,18 @@ async def test_search_by_filters_newest_first(tmp_path: Path) -> None:
         assert refused.value.code == "PACKET"
 
 
+async def test_index_files_of_an_earlier_version_are_deleted(tmp_path: Path) -> None:
+    """They hold embeddings, which forgetting would not reach."""
+    names = ["0123abcd.usearch", "0123abcd.usearch.part", "4567cdef.usearch"]
+    left = [tmp_path / f"analytics.sqlite.{name}" for name in names]
+    others = [tmp_path / "other.sqlite.0123abcd.usearch", tmp_path / "analytics.sqlite.backup"]
+    for path in left + others:
+        path.write_bytes(b"embeddings")
+    async with running_edge(tmp_path / "edge") as edge, running_analytics(tmp_path, edge.address):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in others)
+
+
 async def test_retention_deletes_and_says_how_many_were_missed(tmp_path: Path) -> None:
     faces = encoded_faces()
     async with (
