@@ -209,11 +209,17 @@ class FaceIndex:
             view.columns["comparable"][at] = False
             view.embeddings[at] = 0.0
             self._alive -= len(at)
-            for number in np.unique((view.begin + at) // self._block_rows):
-                self._blocks.pop(int(number), None)
-            self._changes += 1
             living = np.flatnonzero(view.columns["alive"])
             self._begin = self._begin + int(living[0]) if len(living) else self._end
+            outdated = set(((view.begin + at) // self._block_rows).tolist())
+            if self._begin > view.begin:
+                # Nothing before the first row is shown, so no copy of it either.
+                outdated.update(
+                    range(view.begin // self._block_rows, self._begin // self._block_rows + 1)
+                )
+            for number in outdated:
+                self._blocks.pop(number, None)
+            self._changes += 1
 
     def search(
         self,

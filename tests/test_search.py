@@ -132,12 +132,14 @@ def test_a_search_gives_what_comparing_all_gives(
     example = unit(rng.normal(size=(1, width)))[0] if stranger else made[rng.integers(count)]
     ages = rng.random(count).astype(np.float32)
     index = FaceIndex(block_rows)
-    # A search in between, so that some copies are older than what is added and removed later.
+    # Copies are made in between, so that some are older than what is added and removed later.
     for rows in np.array_split(np.arange(count), 3):
         index.add([entry(int(k) + 1, made[k], age=float(ages[k])) for k in rows])
-        index.search(Filters(), 3, example)
+        index.prepare()
     gone = np.flatnonzero(rng.random(count) < removed)
-    index.remove((gone + 1).tolist())
+    for rows in np.array_split(rng.permutation(gone), 3):
+        index.remove((rows + 1).tolist())
+        index.prepare()
     left = {
         k + 1: made[k] for k in np.setdiff1d(np.arange(count), gone).tolist() if ages[k] <= part
     }
@@ -259,6 +261,20 @@ def test_no_copy_of_a_removed_face_is_kept(many: Vectors) -> None:
     index.prepare()
     copied = Shortlist(many[BLOCK + 4], 1).cosines(index._blocks[1])
     assert np.flatnonzero(copied == 0.0).tolist() == [4]
+
+
+def test_copies_survive_that_the_rows_before_are_gone(many: Vectors) -> None:
+    """The first row that is shown moves into a block that was copied from its beginning on."""
+    index = filled(many[: 3 * BLOCK])
+    index.remove(list(range(BLOCK + 1, BLOCK + 6)))
+    index.prepare()
+    index.remove(list(range(1, BLOCK + 1)))
+    faces = {k + 1: many[k] for k in range(BLOCK + 5, 3 * BLOCK)}
+    found = index.search(Filters(), 9, many[BLOCK + 9])
+    assert compared(found) == all_compared(faces, many[BLOCK + 9])[:9]
+    assert set(index._blocks) == {1, 2}
+    index.remove(list(faces))
+    assert not index._blocks
 
 
 def test_a_copy_made_while_a_face_was_removed_is_not_kept(
