@@ -22,6 +22,8 @@ __all__ = ["RoughBlock", "Shortlist"]
 _LARGEST: Final = 127
 # Rows smaller than this in every component are all zero in 8 bits: their inverse has no float.
 _SMALLEST: Final = 1e-30
+# More than what the square of a length loses to numbers whose squares are no floats.
+_UNDERFLOW: Final = 1e-30
 _EPSILON: Final = float(np.finfo(np.float32).eps)
 
 
@@ -148,7 +150,7 @@ class Shortlist:
 
 
 def _largest_norm(rows: NDArray[np.float32]) -> float:
-    return float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max()))
+    return math.sqrt(float(np.einsum("ij,ij->i", rows, rows).max()) + _UNDERFLOW)
 
 
 def _clipped_from(cosine: float) -> float:

@@ -77,7 +77,7 @@ def many() -> Vectors:
     return vectors(4000)
 
 
-KINDS = ["even", "persons", "doubles", "equal", "lone", "zero", "signs"]
+KINDS = ["even", "persons", "doubles", "equal", "lone", "zero", "tiny", "signs"]
 
 
 def drawn(kind: str, count: int, width: int, rng: np.random.Generator) -> Vectors:
@@ -97,7 +97,8 @@ def drawn(kind: str, count: int, width: int, rng: np.random.Generator) -> Vector
     made = unit(made)
     if kind == "zero":
         made[rng.random(count) < 0.5] = 0.0
-        made[rng.random(count) < 0.1] *= 1e-35
+    elif kind == "tiny":  # Their squares are no floats.
+        made *= np.float32(10.0) ** -rng.uniform(14, 36, (count, 1)).astype(np.float32)
     return made
 
 
