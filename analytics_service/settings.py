@@ -172,7 +172,7 @@ class AnalyticsSettings(EdgeClientSettings, NatsSettings):
         title="Time until a face goes to another replica, in seconds",
         description="When the one that took it over NATS has not answered for it.",
     )
-    provider: Literal["auto", "cpu", "cuda"] = Field(
+    provider: Literal["auto", "cpu", "openvino", "cuda"] = Field(
         "auto",
         title="Where the networks run",
         description="Task heads are small and take the CPU; cuda that is not there is an error "

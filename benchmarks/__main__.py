@@ -162,7 +162,12 @@ def report() -> None:
     for line in (heads, *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     plots(speed["figures"], services["figures"], DOCS / "speed.svg")
-    machine, peak = speed["machine"], speed["figures"]["peak"]
+    machine, peak, ms = speed["machine"], speed["figures"]["peak"], speed["figures"]["ms"]
+    in_runtime = [
+        f"{name.removeprefix('ONNX Runtime, ')} {value:.0f} ms (here {ms[name.split(', ')[1]]:.0f})"
+        for name, value in ms.items()
+        if name.startswith("ONNX Runtime, ")
+    ]
     roofline = [
         [
             size,
@@ -178,15 +183,18 @@ def report() -> None:
         PAGE.read_text().split(MARK)[0].rstrip(),
         MARK,
         "## Measured",
-        f"{speed['date']}, {speed['figures']['cores']} cores of {machine['processor']}, ONNX "
+        f"{speed['date']}, {speed['figures']['cores']} cores of {machine['processor']}, networks "
+        f"on {speed['figures']['provider']} in {speed['figures']['arithmetic']}; ONNX "
         f"Runtime {speed['versions'].get('onnxruntime', '-')}, OpenVINO "
         f"{speed['versions'].get('openvino', '-')}; medians of actions run in turns. "
         "`benchmarks/results/speed.json` and `speed_services.json` have all figures.",
         markdown_table(heads, cells),
+        *([f"The same with ONNX Runtime: {', '.join(in_runtime)}."] if in_runtime else []),
         "![cost over work](figures/speed.svg)",
         "### Roofline of decoding",
         f"This machine reaches {peak['multiply_adds_a_second'] / 1e9:.0f} G multiply-adds a second "
-        f"in a dense product and {peak['bytes_a_second'] / 1e9:.1f} GB a second in copies. The "
+        f"in a dense product of {speed['figures']['arithmetic']} and "
+        f"{peak['bytes_a_second'] / 1e9:.1f} GB a second in copies. The "
         "least time is the larger of work and traffic at those rates, every layer's features read "
         "and written once; the share is of the whole decoding, entropy coding included.",
         markdown_table(("side", "multiply-adds", "bytes", "least", "ours", "share"), roofline),

@@ -40,6 +40,7 @@ from sfic.evaluation.run import Evaluation, Summary, evaluate
 from sfic.evaluation.store import Store
 from sfic.evaluation.vvc import VvcStreams
 from sfic.layers import LAYERS
+from sfic.runtime import PROVIDERS
 from training.data import FaceRow, cache_dir, read_index, shared_dir
 
 SETS = ("celebahq512png", "london1024")
@@ -181,7 +182,7 @@ def contact_sheet(
 
 
 def write(
-    evaluation: Evaluation, ours: Sequence[str], effort: int, bundle: str, out: Path | None
+    evaluation: Evaluation, ours: Sequence[str], effort: int, codec: Codec, out: Path | None
 ) -> Path:
     """JSON to the results, Markdown and plots to the docs, or all to `out`; returns the
     Markdown's path."""
@@ -195,8 +196,8 @@ def write(
     stem = f"quality-effort-{effort}"
     text = [
         f"{len(sets)} faces ({', '.join(f'{len(groups[n])} of {n}' for n in SETS)}), effort "
-        f"{effort}, model bundle `{bundle}`. In brackets: gain on VVC at the same bytes (above 0 "
-        "is better, for every metric) and its paired 95 % interval; bold where all of it is above "
+        f"{effort}, model bundle `{codec.model_bundle}` on {codec.provider}. In brackets: gain on "
+        "VVC at the same bytes (above 0 is better, for every metric) and its paired 95 % interval; bold where all of it is above "
         "0. `with N bytes`: the curve ends there.",
     ]
     for name, chosen in groups.items():
@@ -232,7 +233,8 @@ def write(
     write_result(
         stem,
         {
-            "model_bundle": bundle,
+            "model_bundle": codec.model_bundle,
+            "provider": codec.provider,
             "budgets": BUDGETS,
             "left_out": evaluation.missing,
             "sets": figures,
@@ -254,9 +256,10 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write contact sheets into this folder")
     parser.add_argument("--out", type=Path, help="folder for everything, in place of the usual")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="faces at once")
+    parser.add_argument("--provider", default="auto", choices=PROVIDERS)
     args = parser.parse_args()
     console = Console()
-    codec = Codec.load(threads=1)
+    codec = Codec.load(provider=args.provider, threads=1)
     encoder = SficEncoder(codec)
     vvc = VvcStreams(shared_dir() / "data" / "vvc")
     everything = SficCoder(encoder, "enhanced", args.rates, args.effort)
@@ -274,7 +277,7 @@ def main() -> None:
     ):
         evaluation = evaluate(samples, coders, examiner, store, MOST_BYTES, args.workers, tell)
     ours = [basic.name, everything.name]
-    console.print(str(write(evaluation, ours, args.effort, codec.model_bundle, args.out)))
+    console.print(str(write(evaluation, ours, args.effort, codec, args.out)))
     for rate in args.rates if args.sheet else ():
         console.print(str(contact_sheet(args.sheet, evaluation, encoder, vvc, rate, args.effort)))
 

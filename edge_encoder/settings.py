@@ -62,10 +62,11 @@ class EdgeSettings(NatsSettings):
     bundle: Path | None = Field(
         None, title="Model bundle", description="Unset: the one that ships with the package."
     )
-    provider: Literal["auto", "cpu", "cuda"] = Field(
+    provider: Literal["auto", "cpu", "openvino", "cuda"] = Field(
         "auto",
         title="Where the networks run",
-        description="cuda stops with an error when there is no GPU; auto takes one if it is there.",
+        description="auto takes the first that is there of a GPU (cuda), OpenVINO on a CPU with "
+        "bfloat16, and ONNX Runtime (cpu); one that is asked for and not there is an error.",
     )
     threads: int = Field(
         1,

@@ -34,7 +34,7 @@ from sfic.layers import LAYERS, Layer, as_layer, up_to
 from sfic.locations import models_dir
 from sfic.onnx_outputs import output_names
 from sfic.packet import RATES, PacketHeader, open_packet, parse_header, seal_packet, verify
-from sfic.runtime import make_session
+from sfic.runtime import OPENVINO, choose_provider, make_session
 
 __all__ = ["CROP_SIZE", "SIZES", "Codec"]
 
@@ -80,7 +80,8 @@ class Codec:
     ) -> Codec:
         """Open the model bundle in a directory (default: the one that ships).
 
-        `provider`: "auto", "cpu" or "cuda". `threads`: threads of one network, 0: all cores.
+        `provider`: "auto", "cpu", "openvino" or "cuda" (see `sfic.runtime`). `threads`: threads of
+        one network, 0: all cores.
         Raises BundleError when the bundle is not whole or lacks the heads of a machine task,
         ProviderUnavailable for a GPU that is not there (when the first large network is loaded).
         """
@@ -425,7 +426,9 @@ class Codec:
 
     def _session(self, name: str, *, arena: bool = False) -> Any:
         # Only synthesis is worth a GPU: the other networks take a few milliseconds on one core.
-        return make_session(self.bundle.path(name), "cpu", self._threads, arena=arena)
+        chosen = choose_provider(self._provider)
+        provider = "openvino" if chosen == OPENVINO else "cpu"
+        return make_session(self.bundle.path(name), provider, self._threads, arena=arena)
 
     @cached_property
     def _analysis(self) -> Any:
@@ -445,7 +448,8 @@ class Codec:
 
     @cached_property
     def _heads(self) -> Any:
-        return self._session("heads.onnx")
+        # Batches of any size, of a small network: not worth compiling for each.
+        return make_session(self.bundle.path("heads.onnx"), "cpu", self._threads)
 
     @cached_property
     def _generator(self) -> OnnxGenerator:

@@ -1,7 +1,7 @@
-"""ONNX Runtime sessions: which execution provider they run on, and with how many threads.
+"""Sessions of networks: what they run on, and with how many threads.
 
 What belongs here: creating sessions and naming what is there. What a network computes belongs to
-the module that runs it.
+the module that runs it; OpenVINO, which stands in for ONNX Runtime, is `sfic.openvino_session`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from sfic.errors import BundleError, MissingExtra, ProviderUnavailable
+from sfic.openvino_session import OPENVINO, OpenVinoSession, has_bfloat16
 
-__all__ = ["CPU", "CUDA", "PROVIDERS", "choose_provider", "make_session"]
+__all__ = ["CPU", "CUDA", "OPENVINO", "PROVIDERS", "choose_provider", "make_session"]
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
-PROVIDERS: Final = ("auto", "cpu", "cuda")
+PROVIDERS: Final = ("auto", "cpu", "openvino", "cuda")
 
 
 def _onnxruntime() -> Any:
@@ -29,33 +30,41 @@ def _onnxruntime() -> Any:
 
 
 def choose_provider(wanted: str) -> str:
-    """The execution provider for "auto", "cpu" or "cuda".
+    """The execution provider for "auto", "cpu", "openvino" or "cuda".
 
-    Raises ProviderUnavailable when "cuda" is asked for and is not there; "auto" takes it if it is.
+    "cpu" is ONNX Runtime's. "auto" takes the first that is there of a GPU, OpenVINO on a CPU with
+    bfloat16 (on others it is no faster), and ONNX Runtime. Raises ProviderUnavailable when "cuda"
+    is asked for and is not there.
     """
     if wanted not in PROVIDERS:
         raise ProviderUnavailable(f"unknown provider {wanted!r}: one of {', '.join(PROVIDERS)}")
+    if wanted == "openvino":
+        return OPENVINO
     there = CUDA in _onnxruntime().get_available_providers()
     if wanted == "cuda" and not there:
         raise ProviderUnavailable(
             "CUDA was asked for, but this ONNX Runtime has no CUDA provider: "
             "install the extra 'gpu' in place of 'cpu'"
         )
-    return CUDA if there and wanted != "cpu" else CPU
+    if there and wanted != "cpu":
+        return CUDA
+    return OPENVINO if wanted == "auto" and has_bfloat16() else CPU
 
 
 def make_session(
     network: Path | bytes, provider: str = "cpu", threads: int = 0, *, arena: bool = False
 ) -> Any:
-    """An ONNX Runtime InferenceSession of a network, a file or its bytes.
+    """A session of a network, a file or its bytes: ONNX Runtime's, or one that looks like it.
 
-    `provider`: "auto", "cpu" or "cuda". `threads`: threads of one run, 0: all cores. `arena`: keep
+    `provider`: see `choose_provider`. `threads`: threads of one run, 0: all cores. `arena`: keep
     the memory of a run for the next, which pays where it is tens of megabytes a run. Raises
     BundleError when the file cannot be loaded, ProviderUnavailable when the GPU was asked for and
     the session does not get it.
     """
-    ort = _onnxruntime()
     chosen = choose_provider(provider)
+    if chosen == OPENVINO:
+        return OpenVinoSession(network, threads)
+    ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

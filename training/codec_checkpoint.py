@@ -37,7 +37,7 @@ def load_codec(checkpoint: Path) -> FaceCodec:
     """The averaged weights of a checkpoint, frozen."""
     state = torch.load(checkpoint, weights_only=True)
     codec = FaceCodec(CodecShape(**state.get("shape", {})))
-    codec.load_state_dict(state["average"])
+    codec.load_state_dict(widened(state["average"], codec))
     codec.requires_grad_(False).eval()
     return codec
 

@@ -141,7 +141,11 @@ class Trainer:
         self.size = size
         backbone = list(self.codec.trunk.backbone.parameters())
         laws = self.codec.law_parameters()
-        networks = (self.codec.spatial_analysis, self.codec.spatial_synthesis)
+        networks = (
+            self.codec.spatial_analysis,
+            self.codec.spatial_refinement,
+            self.codec.spatial_synthesis,
+        )
         # A block transform that starts right: steps of the networks' size leak the great energy of
         # its first components into the small last ones.
         transform = [
@@ -167,9 +171,15 @@ class Trainer:
             weight_decay=0.01,
         )
         self.weights = RateWeights(config["lambda_start"], config["lambda_step"])
+        self._set_prices()
         self.step = 0
         self.seconds = 0.0
         self.average = {k: v.clone() for k, v in self.codec.state_dict().items()}
+
+    def _set_prices(self) -> None:
+        """Take log lambda of a part at each knot from `[prices]` of the configuration."""
+        for part, knots in self.config.get("prices", {}).items():
+            self.weights.knots[part] = torch.tensor(knots)
 
     def _embedding_projection(self) -> Tensor:
         """1024 -> D: the leading principal directions of the teacher's unit embeddings."""
@@ -211,6 +221,7 @@ class Trainer:
         self.average = widened(state["average"], self.codec)
         self.codec.load_state_dict(widened(state["codec"], self.codec))
         self.weights.knots |= state["lambda"]
+        self._set_prices()
         if own:
             if len(state["optimiser"]["param_groups"]) == len(self.optimiser.param_groups):
                 self.optimiser.load_state_dict(state["optimiser"])

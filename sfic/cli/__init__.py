@@ -17,6 +17,7 @@ import typer
 
 from sfic.cli import backup, evaluate, files, nats, results, security, services
 from sfic.errors import InvalidInput, MissingExtra, SficError
+from sfic.threads import limit_blas_threads
 
 __all__ = ["app", "main"]
 
@@ -27,7 +28,7 @@ _EXTRA_OF = {
     "onnxruntime": "cpu",
     "torch": "train",
     "onnx": "train",
-    "openvino": "train",
+    "openvino": "cpu",
     "safetensors": "train",
     "scipy": "train",
     "fastapi": "console",
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Exit codes: 0 done, 1 our own fault, 2 wrong input, 3 no face, 4 something needed is not there,
     5 a limit was reached, 130 interrupted. `SFIC_DEBUG=1` shows the traceback of any failure.
     """
+    limit_blas_threads()
     try:
         code = app(
             args=None if arguments is None else list(arguments),

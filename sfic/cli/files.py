@@ -42,6 +42,7 @@ class Provider(str, Enum):
 
     auto = "auto"
     cpu = "cpu"
+    openvino = "openvino"
     cuda = "cuda"
 
 

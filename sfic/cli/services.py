@@ -52,9 +52,6 @@ def serve(
     Every setting is also a flag (--listen 0.0.0.0:50051) and an environment variable
     (SFIC_EDGE__LISTEN); `sfic serve edge -- --help` lists them.
     """
-    from sfic.threads import limit_blas_threads
-
-    limit_blas_threads()
     if service is ServiceName.all:
         if context.args:
             raise InvalidInput(

@@ -149,7 +149,9 @@ class SficCoder:
         name = {"basic": "sfic basic", "middle": "sfic basic+middle", "enhanced": "sfic"}[layers]
         by_bytes = " to bytes" if target_bytes else ""
         self.name = name + by_bytes + (f", effort {effort}" if effort else "")
-        self.key = f"sfic {encoder.codec.model_bundle} effort {effort} {layers} {self._size}"
+        codec = encoder.codec
+        made = f"{codec.model_bundle} {codec.provider}"
+        self.key = f"sfic {made} effort {effort} {layers} {self._size}"
 
     def settings(self) -> list[list[Setting]]:
         """All in one sequence."""

@@ -246,17 +246,34 @@ class SpatialAnalysis(nn.Module):
 class SpatialRefinement(nn.Module):
     """What the coarse code, once quantised, leaves of the picture: the fine code.
 
-    A linear transform of each block of the difference, as block codecs have.
+    A linear transform of each block of the difference, as block codecs have, and a small network
+    beside it that knows what is around: what the post-filter will put back need not be said.
     """
 
-    def __init__(self, channels: int, block: int) -> None:
+    def __init__(self, channels: int, block: int, fold: int) -> None:
         super().__init__()
+        self.fold = fold
         self.linear = nn.Conv2d(3, channels, block, stride=block)
         self.norm = nn.BatchNorm2d(channels, affine=False, momentum=0.02)  # see SpatialAnalysis
+        last = nn.Conv2d(96, channels, 1)
+        self.net = nn.Sequential(
+            nn.Conv2d(6 * fold**2, 64, 4, stride=2, padding=1),
+            nn.GELU(),
+            Residual(64),
+            nn.Conv2d(64, 96, 4, stride=2, padding=1),
+            nn.GELU(),
+            Residual(96),
+            last,
+        )
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
 
     def forward(self, crop: Tensor, picture: Tensor) -> Tensor:
         """crop, and what the coarse code says: [N, 3, 128, 128] in [-1, 1] -> [N, C, 16, 16]."""
-        return self.norm(self.linear(crop - picture))
+        rest = crop - picture
+        both = F.pixel_unshuffle(torch.cat((rest, picture), dim=1), self.fold)
+        return self.norm(self.linear(rest)) + self.net(both)
 
 
 class SpatialSynthesis(nn.Module):
@@ -505,7 +522,7 @@ class FaceCodec(nn.Module):
         )
         fold = s.picture // s.preview
         self.spatial_analysis = SpatialAnalysis(s.coarse_channels, fold)
-        self.spatial_refinement = SpatialRefinement(s.fine_channels, 4 * fold)
+        self.spatial_refinement = SpatialRefinement(s.fine_channels, 4 * fold, fold)
         self.spatial_synthesis = SpatialSynthesis(
             s.coarse_channels, s.fine_channels, s.feature_channels, fold
         )
