@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numkong
 import numpy as np
@@ -94,7 +94,7 @@ class Shortlist:
         # What the best rows after the page before have at least: at most `limit`, the least first.
         self._floors = np.empty(0)
         self._rows: list[NDArray[np.intp]] = []
-        self._ceilings: list[NDArray[np.float64]] = []
+        self._ceilings: list[NDArray[np.floating[Any]]] = []
 
     def bound(self, block: RoughBlock) -> float:
         """How far a rough cosine of the block can be from the float32 one.
@@ -112,7 +112,7 @@ class Shortlist:
             + rounding * block.norm * example.norm
         )
 
-    def cosines(self, block: RoughBlock) -> NDArray[np.float64]:
+    def cosines(self, block: RoughBlock) -> NDArray[np.floating[Any]]:
         """The rough cosines of a block, [N]."""
         return self._dots(block) * (block.scale * self._example.scale)
 
@@ -146,7 +146,10 @@ class Shortlist:
         return np.concatenate(self._rows)[possible]
 
     def _dots(self, block: RoughBlock) -> NDArray[np.int32]:
-        return np.asarray(numkong.dots_packed(self._example.codes, block.packed))[0]
+        dots: NDArray[np.int32] = np.asarray(
+            numkong.dots_packed(self._example.codes, block.packed)
+        ).reshape(-1)
+        return dots
 
 
 def _largest_norm(rows: NDArray[np.float32]) -> float:
