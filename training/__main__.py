@@ -20,7 +20,8 @@ CONFIGS = Path("training") / "configs"
 # Each goes on from the one before; those of WIDER from it with the fine channels started anew.
 CODEC = (
     *("codec-v2", "codec-v2-spatial", "codec-v2-joint"),
-    *("codec-v3-spatial", "codec-v4-spatial", "codec-v5-filter", "codec-v6-spatial"),
+    *("codec-v3-spatial", "codec-v4-spatial", "codec-v5-filter"),
+    *("codec-v6-spatial", "codec-v6-correct"),
 )
 WIDER = ("codec-v3-spatial", "codec-v4-spatial")
 FITTED = {name: ["--styles", "1.0"] for name in WIDER} | {"codec-v5-filter": ["--styles", "0.2"]}
