@@ -197,8 +197,8 @@ def write(
     text = [
         f"{len(sets)} faces ({', '.join(f'{len(groups[n])} of {n}' for n in SETS)}), effort "
         f"{effort}, model bundle `{codec.model_bundle}` on {codec.provider}. In brackets: gain on "
-        "VVC at the same bytes (above 0 is better, for every metric) and its paired 95 % interval; bold where all of it is above "
-        "0. `with N bytes`: the curve ends there.",
+        "VVC at the same bytes (above 0 is better, for every metric) and its paired 95 % interval; "
+        "bold where all of it is above 0. `with N bytes`: the curve ends there.",
     ]
     for name, chosen in groups.items():
         if len(chosen) < 2:

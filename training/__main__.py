@@ -21,6 +21,7 @@ CONFIGS = Path("training") / "configs"
 CODEC = (
     *("codec-v2", "codec-v2-spatial", "codec-v2-joint"),
     *("codec-v3-spatial", "codec-v4-spatial", "codec-v5-filter"),
+    *("codec-v6-spatial", "codec-v6-correct"),
 )
 WIDER = ("codec-v3-spatial", "codec-v4-spatial")
 FITTED = {name: ["--styles", "1.0"] for name in WIDER} | {"codec-v5-filter": ["--styles", "0.2"]}
@@ -39,9 +40,9 @@ def converted() -> list[list[str]]:
 def trained(out: Path) -> list[list[str]]:
     """Commands that train our own networks, in order."""
     folder = cache_dir() / CODEC[-1]
-    last, heads = folder / "checkpoint.pt", folder / "heads.pt"
+    last, heads = folder / "fitted.pt", folder / "heads.pt"
     given = ["--checkpoint", str(last), "--input", "128"]
-    commands = [["training.teacher_cache"]]
+    commands = [["training.teacher_cache"], ["training.face_parser"]]
     start: list[str] = []
     for name in CODEC:
         begin = str(cache_dir() / f"{name}-start.pt")
@@ -57,6 +58,7 @@ def trained(out: Path) -> list[list[str]]:
         start = ["--init", str(cache_dir() / name / "checkpoint.pt")]
     return [
         *commands,
+        ["training.fit_rates", "--checkpoint", start[1], "--out", str(last)],
         ["training.train_entropy", *given, "--out", str(out)],
         ["training.train_heads", *given, "--out", str(heads)],
         ["training.export", *given, "--heads", str(heads), "--out", str(out)],

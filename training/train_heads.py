@@ -3,9 +3,10 @@
     python -m training.train_heads --checkpoint ... --out heads.pt
 
 Targets come from teachers (`training.teacher_cache`); labels of the face sets replace a teacher's
-age and gender where they are known, and CelebAMask-HQ's maps are the only source of parsing and
-glasses. Open eyes and mouths are read off the face mesh. Inputs are degraded as cameras degrade
-them, and every rate occurs, so that confidence and face score learn when not to be sure.
+age and gender where they are known. Parsing and glasses come from CelebAMask-HQ's maps, and for
+faces without one from `training.face_parser`. Open eyes and mouths are read off the face mesh.
+Inputs are degraded as cameras degrade them, and every rate occurs, so that confidence and face
+score learn when not to be sure.
 """
 
 from __future__ import annotations
@@ -113,6 +114,11 @@ class Targets:
         with np.load(cache_dir() / "teachers" / f"{split}_targets.npz") as file:
             t = {name: file[name] for name in file.files}
         identity = dict(np.load(cache_dir() / f"identity-{split}.npz"))
+        labelled = cache_dir() / "teachers" / f"{split}_parsing.npz"  # of training.face_parser
+        parsing = parsing_maps(rows)
+        if labelled.is_file():
+            with np.load(labelled) as file:
+                parsing = torch.from_numpy(file["maps"])
         embedding = F.normalize(torch.from_numpy(identity["embedding"]) @ projection, dim=1)
         age, gender = identity["age"].copy(), identity["gender"].copy()
         for i, row in enumerate(rows):
@@ -130,7 +136,7 @@ class Targets:
             torch.from_numpy(t["mesh_found"]).float(),
             torch.from_numpy(t["expressions"]).float(),
             *openness(t["mesh"]),
-            parsing_maps(rows),
+            parsing,
         )
 
     @classmethod
