@@ -79,9 +79,8 @@ class Decoder:
 
 @asynccontextmanager
 async def running_decoder(edge: str, **settings: object) -> AsyncIterator[Decoder]:
-    made = DecoderSettings.make(
-        **{"listen": "127.0.0.1:0", "metrics_listen": "", "edge": edge, **settings}
-    )
+    usual = {"listen": "127.0.0.1:0", "metrics_listen": "", "edge": edge, "provider": "cpu"}
+    made = DecoderSettings.make(**{**usual, **settings})
     service = DecoderService(made, codec())
     async with (
         running(service, made) as server,
