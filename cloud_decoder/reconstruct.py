@@ -43,6 +43,11 @@ log = structlog.get_logger(__name__)
 MAX_PURPOSE = 200
 MAX_ON_BEHALF_OF = 100
 MAX_FACE_ID = 64
+# Texture has no repeats to look for: a third of the time of the usual strategy, for fewer bytes.
+_PNG = [
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG),
+]
 _LEVELS = {number: name for name, number in LAYER_NUMBERS.items()}
 
 
@@ -201,7 +206,7 @@ class Painter:
     def _pack(self, pixels: NDArray[np.uint8], picture_format: decoder_pb2.PictureFormat) -> bytes:
         if picture_format == decoder_pb2.PICTURE_FORMAT_RAW_RGB8:
             return pixels.tobytes()
-        suffix, options = ".png", [cv2.IMWRITE_PNG_COMPRESSION, 3]
+        suffix, options = ".png", _PNG
         if picture_format == decoder_pb2.PICTURE_FORMAT_JPEG:
             suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, self._jpeg_quality]
         done, packed = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
