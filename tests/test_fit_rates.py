@@ -23,6 +23,18 @@ def test_rates_are_read_up_to_a_share_of_the_highest() -> None:
     assert (after[1] > after[0]).all() and (after[1] < after[2]).all()
 
 
+def test_rates_go_on_below_the_lowest() -> None:
+    codec = FaceCodec(CodecShape(hidden=32, fine_channels=2)).requires_grad_(False)
+    knots = codec.gains["spatial"].knots
+    with torch.no_grad():
+        knots.copy_(torch.rand_like(knots).cumsum(0))
+    before = codec.gains["spatial"](torch.tensor([0.0, 0.25, 0.75])).log()
+    end_at(codec, 0.75, -0.25)
+    after = codec.gains["spatial"](torch.tensor([0.0, 0.25, 1.0])).log()
+    torch.testing.assert_close(after[0], 2 * before[0] - before[1])
+    torch.testing.assert_close(after[1:], before[[0, 2]])
+
+
 @pytest.mark.parametrize(("wanted", "share"), [(500.0, 0.5), (2000.0, 1.0), (900.0, 0.9)])
 def test_the_share_is_found(wanted: float, share: float) -> None:
     assert share_for(lambda x: 1000 * x, wanted) == pytest.approx(share, abs=0.01)

@@ -65,7 +65,7 @@ async def running_analytics(
 async def running_decoder(edge: str, **values: Any) -> AsyncIterator[str]:
     """A decoder of today behind an edge; its address."""
     settings = DecoderSettings.make(
-        listen="127.0.0.1:0", metrics_listen="", edge=edge, threads=1, **values
+        listen="127.0.0.1:0", metrics_listen="", edge=edge, threads=1, provider="cpu", **values
     )
     async with running(DecoderService(settings, codec()), settings) as server:
         yield server.address

@@ -24,7 +24,11 @@ CODEC = (
     *("codec-v6-spatial", "codec-v6-correct"),
 )
 WIDER = ("codec-v3-spatial", "codec-v4-spatial")
-FITTED = {name: ["--styles", "1.0"] for name in WIDER} | {"codec-v5-filter": ["--styles", "0.2"]}
+FITTED: dict[str, list[str]] = {
+    **dict.fromkeys(WIDER, []),
+    "codec-v5-filter": ["--styles", "0.2"],
+    "codec-v6-correct": [],
+}
 
 
 def converted() -> list[list[str]]:
@@ -40,7 +44,7 @@ def converted() -> list[list[str]]:
 def trained(out: Path) -> list[list[str]]:
     """Commands that train our own networks, in order."""
     folder = cache_dir() / CODEC[-1]
-    last, heads = folder / "fitted.pt", folder / "heads.pt"
+    last, heads = folder / "checkpoint.pt", folder / "heads.pt"
     given = ["--checkpoint", str(last), "--input", "128"]
     commands = [["training.teacher_cache"], ["training.face_parser"]]
     start: list[str] = []
@@ -58,7 +62,6 @@ def trained(out: Path) -> list[list[str]]:
         start = ["--init", str(cache_dir() / name / "checkpoint.pt")]
     return [
         *commands,
-        ["training.fit_rates", "--checkpoint", start[1], "--out", str(last)],
         ["training.train_entropy", *given, "--out", str(out)],
         ["training.train_heads", *given, "--out", str(heads)],
         ["training.export", *given, "--heads", str(heads), "--out", str(out)],

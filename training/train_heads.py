@@ -192,7 +192,7 @@ class Analyser:
         with tempfile.TemporaryDirectory() as folder:
             self.size = export_analysis(codec, identity, size, Path(folder))
             path = Path(folder) / "analysis.onnx"
-            self._session = make_session(path, "cpu", torch.get_num_threads())
+            self._session = make_session(path, "cpu", torch.get_num_threads(), arena=True)
 
     def basic(self, pictures: npt.NDArray[np.uint8]) -> Tensor:
         """Unquantised basic latents [M, n] of pictures, uint8 [M, S, S, 3]."""
