@@ -182,7 +182,12 @@ def contact_sheet(
 
 
 def write(
-    evaluation: Evaluation, ours: Sequence[str], effort: int, codec: Codec, out: Path | None
+    evaluation: Evaluation,
+    ours: Sequence[str],
+    effort: int,
+    bundle: str,
+    provider: str,
+    out: Path | None,
 ) -> Path:
     """JSON to the results, Markdown and plots to the docs, or all to `out`; returns the
     Markdown's path."""
@@ -196,7 +201,7 @@ def write(
     stem = f"quality-effort-{effort}"
     text = [
         f"{len(sets)} faces ({', '.join(f'{len(groups[n])} of {n}' for n in SETS)}), effort "
-        f"{effort}, model bundle `{codec.model_bundle}` on {codec.provider}. In brackets: gain on "
+        f"{effort}, model bundle `{bundle}` on {provider}. In brackets: gain on "
         "VVC at the same bytes (above 0 is better, for every metric) and its paired 95 % interval; "
         "bold where all of it is above 0. `with N bytes`: the curve ends there.",
     ]
@@ -233,8 +238,8 @@ def write(
     write_result(
         stem,
         {
-            "model_bundle": codec.model_bundle,
-            "provider": codec.provider,
+            "model_bundle": bundle,
+            "provider": provider,
             "budgets": BUDGETS,
             "left_out": evaluation.missing,
             "sets": figures,
@@ -277,7 +282,8 @@ def main() -> None:
     ):
         evaluation = evaluate(samples, coders, examiner, store, MOST_BYTES, args.workers, tell)
     ours = [basic.name, everything.name]
-    console.print(str(write(evaluation, ours, args.effort, codec, args.out)))
+    made = codec.model_bundle, codec.provider
+    console.print(str(write(evaluation, ours, args.effort, *made, args.out)))
     for rate in args.rates if args.sheet else ():
         console.print(str(contact_sheet(args.sheet, evaluation, encoder, vvc, rate, args.effort)))
 

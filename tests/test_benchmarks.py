@@ -84,7 +84,7 @@ def test_gains_on_vvc_are_paired(tmp_path: Path) -> None:
 
 def test_quality_writes_what_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["quality.py", "--out", str(tmp_path)])
-    page = quality.write(evaluation_of(0.1, 0.0), ["sfic"], 0, "abc", tmp_path)
+    page = quality.write(evaluation_of(0.1, 0.0), ["sfic"], 0, "abc", "a CPU", tmp_path)
     text = page.read_text()
     assert str(tmp_path) not in text and "--out DIR" in text
     for name in ("identity", "kid"):
