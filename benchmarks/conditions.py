@@ -31,6 +31,7 @@ from benchmarks.report import DOCS, RESULTS, markdown_table, write_markdown, wri
 from sfic.cli.evaluate import show_progress
 from sfic.codec import Codec
 from sfic.detection import FaceDetector
+from sfic.evaluation.codecs import scale
 from sfic.evaluation.curves import interval
 from sfic.evaluation.judges import WORKING_SIZE, Judges
 from sfic.face_score import pose_of
@@ -103,6 +104,7 @@ class Row:
     what: str
     identity: Floats  # [n]
     bytes: Floats  # [n]
+    uncoded: Floats  # [n] identity of what the camera gave: what no codec can be above
 
 
 class Measure:
@@ -114,20 +116,23 @@ class Measure:
 
     def identity(
         self, original: Rgb, conditions: Sequence[Callable[[Rgb], Rgb]]
-    ) -> list[tuple[float, int]]:
-        """Cosine and bytes of one original under each condition."""
-        decoded, sizes = [], []
+    ) -> list[tuple[float, int, float]]:
+        """Cosine, bytes, and cosine before coding, of one original under each condition."""
+        decoded, sizes, given = [], [], []
         for change in conditions:
-            face = self._codec.encode(change(original), self._rate, self._effort)
+            crop = change(original)
+            given.append(scale(crop, WORKING_SIZE))
+            face = self._codec.encode(crop, self._rate, self._effort)
             face = face.up_to(self._layers)
             decoded.append(self._codec.decode(face, self._layers, WORKING_SIZE))
             sizes.append(face.total_bytes)
         place = self._judges.place(original[None])
         reference = self._judges.identity(original[None], place)[0]
-        cosines = [
-            float(self._judges.identity(picture[None], place)[0] @ reference) for picture in decoded
-        ]
-        return list(zip(cosines, sizes, strict=True))
+        cosines, before = (
+            [float(self._judges.identity(p[None], place)[0] @ reference) for p in pictures]
+            for pictures in (decoded, given)
+        )
+        return list(zip(cosines, sizes, before, strict=True))
 
 
 def by_condition(rows: Sequence[FaceRow], measure: Measure, tell: Tell) -> Iterator[Row]:
@@ -136,9 +141,9 @@ def by_condition(rows: Sequence[FaceRow], measure: Measure, tell: Tell) -> Itera
     for row in tell(rows, "conditions"):
         crop = load_rgb(row.path, WORKING_SIZE)
         found.append(measure.identity(crop, list(CONDITIONS.values())))
-    table = np.array(found, np.float64)  # [pictures, conditions, 2]
+    table = np.array(found, np.float64)  # [pictures, conditions, 3]
     for c, name in enumerate(CONDITIONS):
-        yield Row(rows[0].set, name, table[:, c, 0], table[:, c, 1])
+        yield Row(rows[0].set, name, *table[:, c].T)
 
 
 def by_label(
@@ -151,15 +156,16 @@ def by_label(
     identity, sizes, groups = [], [], list[Sequence[str]]()
     for row in tell(rows, rows[0].set):
         crop = load_rgb(row.path, WORKING_SIZE)
-        cosine, size = measure.identity(crop, [CONDITIONS["clean"]])[0]
+        cosine, size, _ = measure.identity(crop, [CONDITIONS["clean"]])[0]
         identity.append(cosine)
         sizes.append(size)
         groups.append(labels(row, crop))
     values, counted = np.array(identity, np.float64), np.array(sizes, np.float64)
-    yield Row(rows[0].set, "clean", values, counted)
+    itself = np.ones_like(values)
+    yield Row(rows[0].set, "clean", values, counted, itself)
     for name in sorted({label for group in groups for label in group}):
         chosen = np.array([name in group for group in groups])
-        yield Row(rows[0].set, name, values[chosen], counted[chosen])
+        yield Row(rows[0].set, name, values[chosen], counted[chosen], itself[chosen])
 
 
 Tell = Callable[[Sequence[FaceRow], str], Iterator[FaceRow]]
@@ -212,6 +218,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "low": round(low, 4),
                 "high": round(high, 4),
                 "of_clean": round(mean / clean[row.set], 4),
+                "uncoded": round(float(row.uncoded.mean()), 4),
                 "flag": count >= FEWEST and high < BELOW * clean[row.set],
             }
         )
@@ -227,6 +234,7 @@ def table(stated: Sequence[dict[str, Any]]) -> str:
         "bytes",
         "identity (95 %)",
         "of the set's",
+        "uncoded",
         "flag",
     ]
     lines = [
@@ -237,6 +245,7 @@ def table(stated: Sequence[dict[str, Any]]) -> str:
             f"{row['bytes']:.0f}",
             f"{row['identity']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
             f"{100 * row['of_clean']:.0f} %",
+            f"{row['uncoded']:.3f}",
             "**more than 10 % below**" if row["flag"] else "",
         ]
         for row in stated
@@ -290,8 +299,8 @@ def main() -> None:
         f"{args.rate}, effort {args.effort}, layers up to {args.layers}, model bundle "
         f"`{codec.model_bundle}`. Flagged: "
         + ("; ".join(flagged) if flagged else "nothing")
-        + ". A small face is one whose detector box has so many pixels; the source pictures of "
-        "MEBeauty and the London set differ, so groups are compared within their set only."
+        + ". `uncoded`: the same of what the camera gave, before coding. A small face is one whose "
+        "detector box has so many pixels; the source pictures of MEBeauty and the London set differ, so groups are compared within their set only."
     )
     page = write_markdown(
         (args.out or DOCS) / f"{name}.md",

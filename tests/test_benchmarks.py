@@ -141,7 +141,8 @@ def test_only_what_is_surely_worse_is_flagged() -> None:
 
     def line(what: str, mean: float, count: int, spread: float = 0.05) -> conditions.Row:
         values = rng.normal(0, spread, count)
-        return conditions.Row("s", what, values - values.mean() + mean, np.full(count, 200.0))
+        values += mean - values.mean()
+        return conditions.Row("s", what, values, np.full(count, 200.0), np.ones(count))
 
     stated = conditions.figures(
         [
