@@ -300,7 +300,8 @@ def main() -> None:
         f"`{codec.model_bundle}`. Flagged: "
         + ("; ".join(flagged) if flagged else "nothing")
         + ". `uncoded`: the same of what the camera gave, before coding. A small face is one whose "
-        "detector box has so many pixels; the source pictures of MEBeauty and the London set differ, so groups are compared within their set only."
+        "detector box has so many pixels; the source pictures of MEBeauty and the London set "
+        "differ, so groups are compared within their set only."
     )
     page = write_markdown(
         (args.out or DOCS) / f"{name}.md",
