@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfic.errors import InvalidInput
+from sfic.generator import TEXTURE
 from sfic.layers import LAYERS, Layer
 from sfic.networks.efficientnet import EfficientNetLite0
 from sfic.networks.prior import StylePrior, output_sizes
@@ -361,14 +362,22 @@ class SpatialSynthesis(nn.Module):
 def agree(image: Tensor, picture: Tensor) -> Tensor:
     """The generator's image [N, 3, S, S], changed so that it shrinks to `picture` [N, 3, s, s].
 
-    What the code says replaces what the generator guessed; above s, the generator's texture stays.
-    `sfic.codec` does the same with OpenCV.
+    What the code says replaces what the generator guessed; above s, part of the generator's texture
+    stays. `sfic.generator.agree` does the same with OpenCV, and says why.
     """
     size, small = image.shape[2], picture.shape[2]
     if size == small:
         return picture
-    rest = picture - F.avg_pool2d(image, size // small)
-    return image + F.interpolate(rest, size=(size, size), mode="bicubic", align_corners=False)
+    guess = F.avg_pool2d(image, size // small)
+    rest = picture - guess
+    factor = min(4, size // small)
+    back = F.avg_pool2d(_enlarged(rest, factor * small), factor)
+    low = picture + TEXTURE * (rest - guess - back)
+    return TEXTURE * image + _enlarged(low, size)
+
+
+def _enlarged(x: Tensor, size: int) -> Tensor:
+    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
 
 
 class StyleSynthesis(nn.Module):
