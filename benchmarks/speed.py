@@ -188,7 +188,7 @@ def measure(cores: int, repeat: int, provider: str) -> dict[str, Any]:
         "AVIF": avif(crop),
         "entropy coding both ways": code_both_ways,
         "encoder network": lambda: codec._analyse(crop),
-        "spatial code with its preview": lambda: codec._missing(crop, symbols, rate),
+        "spatial code with its preview": lambda: codec._missing(crop, symbols.parts, rate),
     }
     if other is not None:
         encoding["ONNX Runtime, encode a crop"] = lambda: other.encode(crop)

@@ -19,7 +19,7 @@ from sfic.locations import models_dir
 __all__ = ["BUNDLE_FILES", "ModelBundle", "bundle_hash"]
 
 MANIFEST: Final = "bundle.json"
-FORMAT: Final = 3  # 3: the spatial code has fine channels, and its leading channels come first
+FORMAT: Final = 4  # 4: coarse spatial channels in the middle layer, fine ones in the enhanced
 BUNDLE_FILES: Final = (
     "analysis.onnx",
     "spatial_analysis.onnx",

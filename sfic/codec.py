@@ -24,7 +24,7 @@ from sfic.analysis import HEADS, Analysis, SamePerson, read_heads
 from sfic.bundle import ModelBundle
 from sfic.detection import DetectedFace, FaceDetector
 from sfic.effort import STEPS, Laws, Refiner
-from sfic.entropy.model import PARTS, EntropyModel, LayerSymbols
+from sfic.entropy.model import PARTS, SPATIAL, EntropyModel, LayerSymbols
 from sfic.entropy.tables import TableSet
 from sfic.errors import BundleError, InvalidInput, LayerMissing, PacketError, SficError
 from sfic.face import EncodedFace
@@ -133,7 +133,7 @@ class Codec:
                 self._detector.detect(np.zeros((256, 256, 3), np.uint8))
             elif part == "decode":
                 self._generator.load(self.sizes[-1])
-                self._picture(self._zeros(), "enhanced", self.sizes[0])
+                self._picture(self._zeros(), self.sizes[0])
             else:
                 self._run_heads(np.zeros((1, self._entropy.sizes["basic"][0]), np.float32))
 
@@ -243,21 +243,24 @@ class Codec:
         )
         return coded, symbols
 
-    def _missing(self, crop: Rgb, chosen: LayerSymbols, rate: int) -> FloatArray:
-        """Spatial latents [C, S, S]: what the chosen styles alone do not show of the face."""
+    def _missing(
+        self, crop: Rgb, chosen: Mapping[str, npt.NDArray[np.int32]], rate: int
+    ) -> dict[str, FloatArray]:
+        """Latents [C, S, S] of both spatial codes: what the chosen styles alone do not show."""
         decoded: dict[str, FloatArray] = {
-            name: self._dequantise(name, chosen.parts[name], rate) for name in LAYERS
+            name: self._dequantise(name, chosen[name], rate) for name in LAYERS
         }
-        styles = self._styles(decoded, "enhanced")
+        styles = self._styles(decoded)
         features = self._generator.features(styles)
         inputs = {
             "crop": _planes(_resize(crop, int(self.bundle.meta["picture"]))),
             "features": features,
             "preview": self._generator.preview(styles, features),
-            "gain": self._gain("spatial", rate)[None],
+            "gain": np.concatenate([self._gain(part, rate) for part in SPATIAL])[None],
         }
-        code: FloatArray = _run(self._spatial_analysis, inputs)["code"][0]
-        return code
+        code = _run(self._spatial_analysis, inputs)["code"][0]
+        ends = np.cumsum([self._entropy.sizes[part][0] for part in SPATIAL])
+        return dict(zip(SPATIAL, np.split(code, ends[:-1]), strict=True))
 
     def _encode_to(self, face: _Face, target: int) -> EncodedFace:
         """The lowest rate that reaches `target` bytes, bits made dearer until they fit."""
@@ -307,20 +310,22 @@ class Codec:
     def synthesise(self, symbols: LayerSymbols, rate: int, layer: Layer, size: int) -> Rgb:
         """The second half of `decode`: a picture from symbols that `decode_symbols` gave."""
         decoded = {
-            name: self._dequantise(name, values, rate) for name, values in symbols.parts.items()
+            part: self._dequantise(part, symbols.parts[part], rate)
+            for name in up_to(layer)
+            for part in PARTS[name]
         }
-        return to_rgb(self._picture(decoded, layer, size))
+        return to_rgb(self._picture(decoded, size))
 
-    def _picture(self, decoded: Mapping[str, FloatArray], layer: Layer, size: int) -> FloatArray:
-        """Latents of the layers up to `layer` to a picture [3, size, size], about [-1, 1]."""
+    def _picture(self, decoded: Mapping[str, FloatArray], size: int) -> FloatArray:
+        """Latents of some layers to a picture [3, size, size], about [-1, 1]."""
         generator = self._generator
-        styles = self._styles(decoded, layer)
+        styles = self._styles(decoded)
         features = generator.features(styles)
-        if layer != "enhanced":
+        if SPATIAL[0] not in decoded:
             plain: FloatArray = generator.image(styles, features, size)[0]
             return plain
         inputs = {
-            "code": decoded["spatial"],
+            "code": np.concatenate([self._known(part, decoded) for part in SPATIAL], axis=1),
             "features": features,
             "preview": generator.preview(styles, features),
         }
@@ -405,24 +410,28 @@ class Codec:
 
     def _gain(self, part: str, rate: int) -> FloatArray:
         gain: FloatArray = self._arrays[f"gain.{part}"][rate - 1]
-        return gain[:, None, None] if part == "spatial" else gain
+        return gain[:, None, None] if part in SPATIAL else gain
 
     def _dequantise(self, part: str, symbols: npt.NDArray[np.int32], rate: int) -> FloatArray:
         """Symbols of one face to latents float32 [1, ...]."""
         latents: FloatArray = (symbols / self._gain(part, rate)).astype(np.float32)[None]
         return latents
 
-    def _styles(self, decoded: Mapping[str, FloatArray], layer: str) -> FloatArray:
-        """Latents up to `layer` to the generator's styles, float32 [1, styles, style_dim]."""
-        inputs = {
-            name: decoded[name]
-            if name in up_to(layer)
-            else np.zeros((1, *self._entropy.sizes[name]), np.float32)
-            for name in LAYERS
-        }
-        wanted = f"styles_{layer}"
+    def _styles(self, decoded: Mapping[str, FloatArray]) -> FloatArray:
+        """Latents to the generator's styles, float32 [1, styles, style_dim].
+
+        What is to be expected of the upper styles is known with the middle layer.
+        """
+        inputs = {name: self._known(name, decoded) for name in LAYERS}
+        wanted = "styles_enhanced" if LAYERS[1] in decoded else "styles_basic"
         styles: FloatArray = self._style_network.run([wanted], inputs)[0]
         return styles
+
+    def _known(self, part: str, decoded: Mapping[str, FloatArray]) -> FloatArray:
+        """Latents of a part [1, ...]; zeros while its layer is not there."""
+        if part in decoded:
+            return decoded[part]
+        return np.zeros((1, *self._entropy.sizes[part]), np.float32)
 
     def _session(self, name: str, *, arena: bool = False) -> Any:
         # Only synthesis is worth a GPU: the other networks take a few milliseconds on one core.
@@ -502,7 +511,10 @@ class _Face:
         self._small = _planes(_resize(crop, int(codec.bundle.meta["picture"])))
         self._slopes: dict[int, float] = {}
         self._refined_styles: dict[int, dict[str, FloatArray]] = {}
-        self._refined_spatial: dict[int, FloatArray] = {}
+        self._refined_spatial: dict[int, dict[str, FloatArray]] = {}
+        # The last spatial codes that were made, and the rate and styles that they were made for.
+        self._made_for: tuple[int, tuple[bytes, ...]] = (0, ())
+        self._made: dict[str, FloatArray] = {}
         self.price = PRICE if effort else 0.0
 
     def candidates(self, rate: int) -> list[Callable[[str, LayerSymbols], FloatArray]]:
@@ -512,10 +524,11 @@ class _Face:
             return self._one_pass(part, chosen, rate)
 
         def refined(part: str, chosen: LayerSymbols) -> FloatArray:
-            if part == "spatial":
-                return self._refine_spatial(chosen, rate)
             if rate not in self._refined_styles:
                 self._refined_styles[rate] = self._refine_styles(rate)
+            if part in SPATIAL:
+                chosen = self._all_styles(chosen, self._refined_styles[rate])
+                return self._refine_spatial(chosen, rate)[part]
             return self._refined_styles[rate][part]
 
         # What refining costs and gains is known of the whole picture alone.
@@ -528,11 +541,32 @@ class _Face:
         return distortion + self._bit(rate) * 8 * coded.total_bytes
 
     def _one_pass(self, part: str, chosen: LayerSymbols, rate: int) -> FloatArray:
-        spatial = part == "spatial"
-        codec = self._codec
-        value = codec._missing(self._crop, chosen, rate) if spatial else self._latents[part][0]
-        scaled: FloatArray = value * codec._gain(part, rate)
+        if part in SPATIAL:
+            styles: dict[str, FloatArray] = {
+                name: self._one_pass(name, chosen, rate) for name in LAYERS
+            }
+            value = self._spatial(self._all_styles(chosen, styles), rate)[part]
+        else:
+            value = self._latents[part][0]
+        scaled: FloatArray = value * self._codec._gain(part, rate)
         return scaled
+
+    @staticmethod
+    def _all_styles(chosen: LayerSymbols, values: Mapping[str, FloatArray]) -> LayerSymbols:
+        """Symbols of all three vectors: those not chosen yet, as their values will be rounded.
+
+        The coarse code of the middle layer is made for the styles of all layers.
+        """
+        expected = {name: np.rint(values[name]).astype(np.int32) for name in LAYERS}
+        return LayerSymbols({name: chosen.parts.get(name, expected[name]) for name in LAYERS})
+
+    def _spatial(self, chosen: LayerSymbols, rate: int) -> dict[str, FloatArray]:
+        """Latents of both spatial codes, made at once, for styles that are chosen."""
+        made_for = rate, tuple(chosen.parts[name].tobytes() for name in LAYERS)
+        if made_for != self._made_for:
+            self._made = self._codec._missing(self._crop, chosen.parts, rate)
+            self._made_for = made_for
+        return self._made
 
     def _refine_styles(self, rate: int) -> dict[str, FloatArray]:
         start = self._one_pass_all(rate)
@@ -541,19 +575,18 @@ class _Face:
             self._small, start, self._gains(rate), self._laws(rate), self._bit(rate), steps
         )
 
-    def _refine_spatial(self, chosen: LayerSymbols, rate: int) -> FloatArray:
+    def _refine_spatial(self, chosen: LayerSymbols, rate: int) -> dict[str, FloatArray]:
         """For the styles that are chosen first at a rate: at other prices they hardly differ."""
         if rate not in self._refined_spatial:
-            refined = self._codec._refiner.refine(
+            self._refined_spatial[rate] = self._codec._refiner.refine(
                 self._small,
-                {"spatial": self._one_pass("spatial", chosen, rate)},
+                {part: self._one_pass(part, chosen, rate) for part in SPATIAL},
                 self._gains(rate),
                 self._laws(rate),
                 self._bit(rate),
                 STEPS[self._effort][1],
                 fixed={name: chosen.parts[name] for name in LAYERS},
             )
-            self._refined_spatial[rate] = refined["spatial"]
         return self._refined_spatial[rate]
 
     def _one_pass_all(self, rate: int) -> dict[str, FloatArray]:
@@ -561,8 +594,7 @@ class _Face:
         values: dict[str, FloatArray] = {
             name: self._one_pass(name, nothing, rate) for name in LAYERS
         }
-        rounded = {name: np.rint(value).astype(np.int32) for name, value in values.items()}
-        return values | {"spatial": self._one_pass("spatial", LayerSymbols(rounded), rate)}
+        return values | {part: self._one_pass(part, nothing, rate) for part in SPATIAL}
 
     def _bit(self, rate: int) -> float:
         """Distortion that a bit is worth: the slope between this face's points around a rate."""
@@ -596,7 +628,7 @@ class _Face:
         return laws
 
     def _gains(self, rate: int) -> dict[str, FloatArray]:
-        return {part: self._codec._gain(part, rate) for part in (*LAYERS, "spatial")}
+        return {part: self._codec._gain(part, rate) for part in (*LAYERS, *SPATIAL)}
 
 
 def _checked_crop(crop: Rgb) -> Rgb:

@@ -11,7 +11,7 @@ of the laws that the real entropy model says (refreshed every few steps), with a
 place of tables; the weight is what a bit is worth between this rate and the next ones, for this
 face. Rounding passes its gradient straight through.
 
-Two rounds: all parts together, of which the styles are kept and chosen; then the spatial code
+Two rounds: all parts together, of which the styles are kept and chosen; then the spatial codes
 alone, for the styles that were chosen. `sfic.codec` keeps the face of effort 1 where the objective
 of the refined one, with real bytes, is not lower.
 """
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfic.bundle import ModelBundle
+from sfic.entropy.transformer import SPATIAL
 from sfic.errors import MissingExtra
 from sfic.generator import preview_output
 from sfic.layers import LAYERS
@@ -109,10 +110,10 @@ class Refiner:
     ) -> dict[str, FloatArray]:
         """Better values before rounding, in quantiser steps, for the parts of `start`.
 
-        `crop`: float32 [1, 3, 128, 128] in [-1, 1]. `start`: the one-pass values of basic, middle,
-        enhanced [n] and spatial [C, S, S], or of spatial alone; `fixed`: symbols of the parts that
-        are not in it. `gains`: quantiser steps to the unit, of the same shapes or broadcasting to
-        them. `laws`: of all symbols; `weight`: distortion that a bit is worth.
+        `crop`: float32 [1, 3, 128, 128] in [-1, 1]. `start`: the one-pass values of the vectors
+        [n] and of both spatial codes [C, S, S], or of these alone; `fixed`: symbols of the parts
+        that are not in it. `gains`: quantiser steps to the unit, of the same shapes or
+        broadcasting to them. `laws`: of all symbols; `weight`: distortion that a bit is worth.
         """
         import torch
 
@@ -131,9 +132,7 @@ class Refiner:
         for step in range(steps):
             rounded = {k: v + (v.round() - v).detach() for k, v in values.items()} | known
             if step % REFRESH == 0:
-                current = laws(
-                    {k: v.detach().numpy().astype(np.int32) for k, v in rounded.items()}
-                )
+                current = laws({k: v.detach().numpy().astype(np.int32) for k, v in rounded.items()})
             latents = _latents(rounded, gains)
             shown = still or self._shown(latents)
             loss = self._distortion(latents, shown, target, wanted)
@@ -154,10 +153,12 @@ class Refiner:
     def _distortion(
         self, latents: Mapping[str, Tensor], shown: _Shown, target: Tensor, wanted: Tensor
     ) -> Tensor:
+        import torch
         import torch.nn.functional as F  # noqa: N812
 
         inputs = {"features": shown.features, "preview": shown.preview}
-        picture = self._run("correction", "picture", code=latents["spatial"], **inputs)
+        code = torch.cat([latents[part] for part in SPATIAL], dim=1)
+        picture = self._run("correction", "picture", code=code, **inputs)
         loss = IDENTITY_WEIGHT * (1.0 - (self._identity(picture) * wanted).sum())
         a, b = picture, target
         for _ in range(4):

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfic.entropy.model import PARTS, QUADRANTS, VECTORS, EntropyModel, LayerSymbols
+from sfic.entropy.model import PARTS, QUADRANTS, SPATIAL, VECTORS, EntropyModel, LayerSymbols
 from sfic.entropy.tables import TableSet, default_scales, gaussian_tables
 
 Arrays = dict[str, npt.NDArray[Any]]
-SIZES = {"basic": (48,), "middle": (32,), "enhanced": (16,), "spatial": (4, 8, 8)}
+SIZES = {"basic": (48,), "middle": (32,), "enhanced": (16,), "coarse": (3, 8, 8), "fine": (4, 8, 8)}
 STEPS = {"basic": (2, 2, 2), "middle": (2, 2), "enhanced": (2,)}
-GROUPS = np.array([2, 0, 1, 2])
+GROUPS = {"coarse": np.array([1, 0, 1]), "fine": np.array([2, 0, 1, 2])}
 # What a residual may be, less the farthest that a mean goes.
 LARGEST = (1 << 20) - 64
 WIDTH, HEADS, HIDDEN, RATES = 32, 4, 64, 9
@@ -29,9 +29,8 @@ def random_arrays(seed: int) -> Arrays:
     def whole(low: int, high: int, *shape: int) -> npt.NDArray[np.int16]:
         return rng.integers(low, high + 1, shape).astype(np.int16)
 
-    c, s, _ = SIZES["spatial"]
-    tokens, patches = sum(map(sum, STEPS.values())), (s // 2) ** 2
-    leading, others = int((GROUPS == 0).sum()), int((GROUPS > 0).sum())
+    tokens, patches = sum(map(sum, STEPS.values())), (SIZES["fine"][1] // 2) ** 2
+    stages = [part for part in SPATIAL for _ in QUADRANTS]
     arrays: Arrays = {"net.shape": np.array([WIDTH, HEADS, 2, 2])}
 
     def dense(name: str, outputs: int, inputs: int, *lead: int, spread: int = 60) -> None:
@@ -39,7 +38,7 @@ def random_arrays(seed: int) -> Arrays:
         arrays[f"net.{name}.weight"] = weight.astype(np.int8)
         arrays[f"net.{name}.bias"] = whole(-900, 900, *lead, outputs).astype(np.int32)
 
-    for block in ("vector0", "vector1", "spatial0", "spatial1"):
+    for block in (f"{kind}{i}" for kind in ("vector", *SPATIAL) for i in range(2)):
         for name, outputs, inputs in (
             ("query", WIDTH, WIDTH),
             ("key_value", 2 * WIDTH, WIDTH),
@@ -56,31 +55,25 @@ def random_arrays(seed: int) -> Arrays:
             if known:
                 dense(f"around_{part}{i}", 8 * count, known, spread=10)
             known += 8 * count
-    dense("lead_hidden", HIDDEN, WIDTH)
-    dense("lead_down", WIDTH, HIDDEN)
-    for i in range(len(QUADRANTS)):
-        known = 18 * i * leading
+    known = 0
+    for i, part in enumerate(stages):
+        own = GROUPS[part]
         if i:
-            dense(f"lead_window{i}", WIDTH, known, spread=20)
-            dense(f"lead_head{i}", 2 * leading, WIDTH, spread=20)
-            dense(f"around_lead{i}", 2 * leading, known, spread=8)
-        known = 18 * (4 * leading + i * others)
-        dense(f"window{i}", WIDTH, known, spread=20)
-        dense(f"patch_head{i}", 2 * others, WIDTH, spread=20)
-        dense(f"around_spatial{i}", 2 * others, known, spread=8)
-        dense(f"channels{i}", 2 * others, 2 * others, spread=20)
-        own = GROUPS[GROUPS > 0]
+            dense(f"window{i}", WIDTH, known, spread=20)
+            dense(f"around_spatial{i}", 2 * len(own), known, spread=8)
+        dense(f"patch_head{i}", 2 * len(own), WIDTH, spread=20)
+        dense(f"channels{i}", 2 * len(own), 2 * len(own), spread=20)
         later = own[None, :] < own[:, None]  # [out, in]
         arrays[f"net.channels{i}.weight"] *= np.tile(later, (2, 2)).astype(np.int8)
-        arrays[f"net.channels{i}.bias"] *= np.tile(own > 1, 2)
+        arrays[f"net.channels{i}.bias"] *= np.tile(own > 0, 2)
+        known += 18 * len(own)
     arrays |= {
         "net.embed_rate": whole(-2000, 2000, RATES, WIDTH),
         "net.start": whole(-60, 60, RATES, WIDTH),
         "net.place": whole(-64, 64, tokens, WIDTH),
         "net.rate": whole(-30, 30, RATES, WIDTH),
         "net.patch": whole(-64, 64, patches, WIDTH),
-        "net.patch_rate": whole(-30, 30, len(QUADRANTS), RATES, WIDTH),
-        "net.lead_rate": whole(-30, 30, len(QUADRANTS), RATES, WIDTH),
+        "net.patch_rate": whole(-30, 30, len(stages), RATES, WIDTH),
         "net.exp": np.append(np.floor(127 * 2.0 ** (-np.arange(128) / 16) + 0.5), 0).astype(int),
     }
     for part, size in SIZES.items():
@@ -91,7 +84,8 @@ def random_arrays(seed: int) -> Arrays:
         )
         arrays[f"input.{part}"] = whole(100, 600, RATES, size[0])
         arrays[f"output.{part}"] = whole(0, 60, RATES, size[0])
-    arrays["groups.spatial"] = GROUPS
+    for part, groups in GROUPS.items():
+        arrays[f"groups.{part}"] = groups
     for part, counts in STEPS.items():
         arrays[f"steps.{part}"] = np.array(counts)
     return arrays

@@ -134,7 +134,8 @@ def test_steps_are_the_same_at_once(model: EntropyModel) -> None:
     for sparse in (False, True):
         symbols = random_symbols(rng, SIZES)
         if sparse:  # some channels silent
-            symbols.parts["spatial"][1:3] = 0
+            symbols.parts["coarse"][1:] = 0
+            symbols.parts["fine"][1:3] = 0
         for layer in PARTS:
             one_by_one = list(model._steps(layer, 5, symbols.parts))
             at_once = list(model._steps(layer, 5, symbols.parts, at_once=True))
@@ -295,7 +296,7 @@ def test_a_weight_off_by_one_fails_the_check(arrays: Arrays, model: EntropyModel
             verify(check, header, [known.of_layer(lower) for lower in up_to(layer)])
         return known
 
-    assert np.array_equal(decode(model).parts["spatial"], symbols.parts["spatial"])
+    assert np.array_equal(decode(model).parts["fine"], symbols.parts["fine"])
     names = [n for n in arrays if n.endswith(".weight") and "embed" not in n]
     caught = 0
     for name in names:
@@ -340,20 +341,20 @@ def test_plain_arithmetic_is_near_the_exact_one(arrays: Arrays) -> None:
         torch.testing.assert_close(plain[part], bits, rtol=0.03, atol=2.0)
 
 
-def test_the_liveliest_channels_lead() -> None:
+def test_the_liveliest_channels_come_first() -> None:
     pytest.importorskip("torch", reason="the train extra is not installed")
     from training.codec_checkpoint import SymbolSet
     from training.train_entropy import CHANNEL_GROUPS, channel_groups
 
     rng = np.random.default_rng(12)
-    for count in (2, 3, 16, 32):
+    for part, count in (("coarse", 1), ("coarse", 3), ("coarse", 16), ("fine", 32)):
         spread = rng.permutation(count) + 1
-        spatial = rng.normal(size=(50, count, 4, 4)) * 10 * spread[:, None, None]
-        data = SymbolSet({"spatial": spatial.astype(np.int16)}, np.ones(50), np.ones(50))
-        groups = channel_groups(data)
+        code = rng.normal(size=(50, count, 4, 4)) * 10 * spread[:, None, None]
+        data = SymbolSet({part: code.astype(np.int16)}, np.ones(50), np.ones(50))
+        groups = channel_groups(data, part)
         assert (np.diff(groups[np.argsort(-spread)]) >= 0).all()
-        assert set(groups) == set(range(groups.max() + 1)) and groups.max() >= 1
-        assert (groups == 0).sum() == min(CHANNEL_GROUPS[0], count - 1)
+        assert set(groups) == set(range(groups.max() + 1))
+        assert (groups == 0).sum() == min(CHANNEL_GROUPS[part][0], count)
 
 
 def test_a_bundle_with_another_weight_is_refused_by_name(codec: Codec, tmp_path: Path) -> None:
@@ -362,7 +363,7 @@ def test_a_bundle_with_another_weight_is_refused_by_name(codec: Codec, tmp_path:
         (tmp_path / file.name).symlink_to(file)
     with np.load(models_dir() / "entropy.npz") as stored:
         arrays = dict(stored)
-    name = "net.spatial0.query.weight"
+    name = "net.fine0.query.weight"
     arrays[name] = arrays[name].copy()
     arrays[name][0, 0] ^= 1
     (tmp_path / "entropy.npz").unlink()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfic.entropy.model import PARTS
 from sfic.networks.codec import CORRECTED, LAYERS, CodecShape, FaceCodec
 from sfic.networks.generator import Generator
 from sfic.networks.prior import StylePrior
@@ -21,6 +22,7 @@ from training.data import cache_dir
 from training.teachers import Faceres
 
 RATE_COUNT = 9
+CODED = tuple(part for parts in PARTS.values() for part in parts)  # in the order of coding
 RATE_POSITIONS = np.linspace(0.0, 1.0, RATE_COUNT)
 
 
@@ -55,15 +57,18 @@ def identity_network() -> Faceres:
 def gain_tables(codec: FaceCodec) -> dict[str, npt.NDArray[np.float32]]:
     """Gain of each part at the nine rates, float32 [9, n]."""
     t = torch.tensor(RATE_POSITIONS, dtype=torch.float32)
-    return {
+    gains = {
         name: codec.gains[name](t).detach().numpy().astype(np.float32)
         for name in (*LAYERS, "spatial")
     }
+    both = gains.pop("spatial")
+    gains["coarse"], gains["fine"] = np.split(both, [codec.shape.coarse_channels], axis=1)
+    return gains
 
 
 @dataclass
 class SymbolSet:
-    """Symbols of many encodings: parts int16 [M, n] (spatial [M, C, S, S]); rate 1..9, picture."""
+    """Symbols of many encodings: parts int16 [M, ...]; rate 1..9, and picture, int64 [M]."""
 
     parts: dict[str, npt.NDArray[np.int16]]
     rate: npt.NDArray[np.int64]
@@ -81,7 +86,7 @@ class SymbolSet:
         with np.load(path) as file:
             if "source" not in file.files or str(file["source"]) != source:
                 return None
-            parts = {name: file[name] for name in (*LAYERS, "spatial")}
+            parts = {name: file[name] for name in CODED}
             return cls(parts, file["rate"], file["picture"])
 
 
@@ -104,7 +109,7 @@ def collect_symbols(
     trunk sees. `quick`: all but the trunk in bfloat16, as in training, for symbols to learn from.
     """
     rng = np.random.default_rng(seed)
-    columns: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in (*LAYERS, "spatial")}
+    columns: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in CODED}
     rates, indices = [], []
     for start in range(0, len(pictures), batch):
         crop = to_tensor(np.array(pictures[start : start + batch]))
@@ -138,5 +143,6 @@ def symbols_of(
     preview = generator.head(features, styles, CORRECTED).clamp(-1.2, 1.2)
     gain = codec.gains["spatial"](t)[:, :, None, None]
     code = codec.spatial_latents(crop, features, preview, gain)
-    _, symbols["spatial"] = codec.through("spatial", code, t, noise=False)
+    _, both = codec.through("spatial", code, t, noise=False)
+    symbols["coarse"], symbols["fine"] = both.tensor_split((codec.shape.coarse_channels,), dim=1)
     return symbols

@@ -16,6 +16,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from sfic.entropy.model import SPATIAL
+from sfic.layers import LAYERS
 from sfic.networks.codec import KNOTS, FaceCodec, Gain
 
 __all__ = ["start_from_bundle"]
@@ -27,7 +29,10 @@ GRAPHS: Final = {
     "spatial_analysis.onnx": ("codec.", ""),
     "correction.onnx": ("net.", "spatial_synthesis."),
 }
-GAINS: Final = ("basic", "middle", "enhanced", "spatial")
+GAINS: Final[dict[str, tuple[str, ...]]] = {
+    **{name: (name,) for name in LAYERS},
+    "spatial": SPATIAL,
+}  # of the codec: those of the file, side by side
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -83,8 +88,9 @@ def start_from_bundle(codec: FaceCodec, folder: Path, parts: Sequence[str]) -> N
             _fill([ends[name] if name in parts else None for name in ends], folded)
     if "gains" in parts:
         with np.load(folder / "entropy.npz") as file:
-            for name in GAINS:
-                gain = torch.from_numpy(file[f"gain.{name}"]).log()  # [9, n]
+            for name, parts_of in GAINS.items():
+                both = np.concatenate([file[f"gain.{part}"] for part in parts_of], axis=1)
+                gain = torch.from_numpy(both).log()  # [9, n]
                 kept = codec.gains[name]
                 assert isinstance(kept, Gain)
                 _copy(kept.knots, gain[:: (len(gain) - 1) // (KNOTS - 1)])

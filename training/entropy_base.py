@@ -1,6 +1,6 @@
 """What every entropy model starts from: costs by the tables, laws without context, integer units.
 
-The networks on top are `training.entropy_network` and `training.entropy_baselines`.
+The network on top is `training.entropy_network`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _fit(symbols: npt.NDArray[np.int64], cost: TableCost) -> npt.NDArray[np.int6
 def fit_units(
     data: SymbolSet, gains: Mapping[str, npt.NDArray[np.float32]]
 ) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, npt.NDArray[np.int64]]]:
-    """Integer units [9, n] (spatial: [9, C]) of symbols as inputs and of laws as means.
+    """Integer units [9, n] (of a spatial code [9, C]) of symbols as inputs and of laws as means.
 
     Both stand for the same deviation of a latent, so that networks work on latents, whatever the
     rate. `gains`: symbols of a latent of 1, float [9, n].
@@ -124,7 +124,7 @@ def fit_units(
         flat = values[picked].astype(np.float64)
         flat = flat - flat.mean(axis=0)
         spread = gain[data.rate[picked] - 1]
-        if name == "spatial":
+        if values.ndim == 4:
             deviation = np.sqrt(((flat / spread[:, :, None, None]) ** 2).mean(axis=(0, 2, 3)))
         else:
             deviation = np.sqrt(((flat / spread) ** 2).mean(axis=0))
@@ -132,3 +132,28 @@ def fit_units(
         inputs[name] = np.clip(np.rint(16 * INPUT_DEVIATION / scaled), 1, UNIT_MAX).astype(np.int64)
         outputs[name] = np.clip(np.rint(32 * scaled), 0, UNIT_MAX).astype(np.int64)
     return inputs, outputs
+
+
+class Factorised(nn.Module):
+    """Laws without context: one mean and scale for each symbol and rate."""
+
+    def __init__(self, base: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        super().__init__()
+        self.base = nn.ParameterDict(
+            {p: nn.Parameter(torch.from_numpy(v.astype(np.float32)) / 8.0) for p, v in base.items()}
+        )
+
+    def forward(
+        self, parts: Mapping[str, Tensor], rate: Tensor, cost: nn.Module
+    ) -> dict[str, Tensor]:
+        """Bits [n] of each part; parts: integer-valued symbols; rate: [n] 0..8."""
+        bits = {}
+        for name, values in parts.items():
+            law = _rounded(self.base[name] * 8.0)[rate]
+            bits[name] = cost(values.flatten(1), law[:, 0], law[:, 1]).sum(dim=1)
+        return bits
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Nearest integers, halves up, with the gradient of the identity."""
+    return x + (torch.floor(x + 0.5) - x).detach()

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sfic.entropy.model import MEAN_LIMIT, QUADRANTS, VECTORS, EntropyModel, LayerSymbols
+from sfic.entropy.model import MEAN_LIMIT, SPATIAL, VECTORS, EntropyModel, LayerSymbols
 from training.entropy_network import EntropyTransformer
 
 OPSET = 17
-PARTS = (*VECTORS, "spatial")
+PARTS = (*VECTORS, *SPATIAL)
 
 
 class Laws(nn.Module):
@@ -30,16 +30,21 @@ class Laws(nn.Module):
         self.network, self.top = network, scale_count - 1
 
     def forward(
-        self, basic: Tensor, middle: Tensor, enhanced: Tensor, spatial: Tensor, rate: Tensor
+        self,
+        basic: Tensor,
+        middle: Tensor,
+        enhanced: Tensor,
+        coarse: Tensor,
+        fine: Tensor,
+        rate: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Symbols [n, ...] (float-valued integers), rate [n] 0..8 -> mean, scale [n, symbols]."""
         net = self.network
-        parts = dict(zip(VECTORS, (basic, middle, enhanced), strict=True))
+        parts = dict(zip(PARTS, (basic, middle, enhanced, coarse, fine), strict=True))
         *vectors, tokens = net.vector_tables(parts, rate)
         laws = [tuple(vectors)]
-        tables = net.spatial_tables(spatial, tokens, rate)
-        for i, (_, *law) in enumerate(tables):
-            groups = net.groups[net.groups == 0] if i < len(QUADRANTS) else net.groups[net.rest]
+        for part, _, *law in net.spatial_tables(parts, tokens, rate):
+            groups = net.groups[part]
             for group in np.unique(groups):
                 channels = torch.from_numpy(np.flatnonzero(groups == group))
                 laws.append(tuple(x[:, :, channels].flatten(1) for x in law))
@@ -69,7 +74,7 @@ def tables_of(
     vectors, cells = [], []
     for layer in VECTORS:
         for step in model._steps(layer, rate, symbols.parts):
-            (cells if step.part == "spatial" else vectors).append((step.offset, step.table))
+            (cells if step.part in SPATIAL else vectors).append((step.offset, step.table))
     offset, table = zip(*(vectors + cells), strict=True)
     return np.concatenate(offset), np.concatenate(table)
 

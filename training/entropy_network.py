@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from sfic.entropy.model import (
     INPUT_SHIFT,
     QUADRANTS,
     SCALE_SHIFT,
+    SPATIAL,
     VECTORS,
 )
 
@@ -226,8 +227,7 @@ class EntropyTransformer(nn.Module):
 
     `sizes`: as in the file. `inputs`, `outputs`: integer units [9, n] of each part. `base`: the
     laws without context that training starts from, [9, 2, n]. `steps`: tokens in each step.
-    `groups`: of each channel of the spatial code, 0 if it leads, else in which group of a step it
-    is coded, int [C].
+    `groups`: in which group of a step each channel of a spatial code is coded, int [C].
     """
 
     def __init__(
@@ -237,14 +237,14 @@ class EntropyTransformer(nn.Module):
         inputs: Mapping[str, npt.NDArray[np.int64]],
         outputs: Mapping[str, npt.NDArray[np.int64]],
         steps: Mapping[str, tuple[int, ...]],
-        groups: npt.NDArray[np.int64],
+        groups: Mapping[str, npt.NDArray[np.int64]],
         *, width: int = 96, heads: int = 4, vector_blocks: int = 2, spatial_blocks: int = 2,
         hidden: int = 192, dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.sizes, self.steps = dict(sizes), dict(steps)
         self.shape = (width, heads, vector_blocks, spatial_blocks)
-        c, s, _ = sizes["spatial"]
+        s = sizes[SPATIAL[0]][1]
         patches, tokens = (s // 2) ** 2, sum(sum(steps[p]) for p in VECTORS)
         self.base = nn.ParameterDict(
             {p: nn.Parameter(torch.from_numpy(v.astype(np.float32)) / 8.0) for p, v in base.items()}
@@ -254,58 +254,39 @@ class EntropyTransformer(nn.Module):
             self.register_buffer(f"output_{part}", torch.from_numpy(outputs[part]).float())
         self.register_buffer("exp", torch.from_numpy(exponents()).float())
         self.vector = nn.ModuleList(Block(width, heads, hidden) for _ in range(vector_blocks))
-        self.spatial = nn.ModuleList(Block(width, heads, hidden) for _ in range(spatial_blocks))
+        self.coarse = nn.ModuleList(Block(width, heads, hidden) for _ in range(spatial_blocks))
+        self.fine = nn.ModuleList(Block(width, heads, hidden) for _ in range(spatial_blocks))
         self.embed = Dense(GROUP, width, fixed.SHIFT, 0, TOP, places=tokens)
         self.embed_rate = nn.Parameter(torch.zeros(RATE_COUNT, width))
         self.start = nn.Parameter(0.5 * torch.randn(RATE_COUNT, width))
         self.place = nn.Parameter(torch.randn(tokens, width))
         self.rate = nn.Parameter(torch.zeros(RATE_COUNT, width))
         self.patch = nn.Parameter(torch.randn(patches, width))
-        self.patch_rate = nn.Parameter(torch.zeros(len(QUADRANTS), RATE_COUNT, width))
+        stages = len(SPATIAL) * len(QUADRANTS)
+        self.patch_rate = nn.Parameter(torch.zeros(stages, RATE_COUNT, width))
         law = float(fixed.LAW_MAX)
         self.head = Dense(width, 2 * GROUP, fixed.SHIFT, -law, law, places=tokens, gain=0.1)
-        self.groups = groups
-        self.lead = torch.from_numpy(np.flatnonzero(groups == 0))
-        self.rest = torch.from_numpy(np.flatnonzero(groups))
-        leading, others = len(self.lead), len(self.rest)
-        limit, count = float(fixed.RESIDUAL_MAX), len(QUADRANTS)
-
-        def each(
-            inputs: Callable[[int], int], outputs: int, high: float, first: int = 0,
-            gain: float = 1.0,
-        ) -> nn.ModuleDict:
-            return nn.ModuleDict(
-                {
-                    str(i): Dense(inputs(i), outputs, fixed.SHIFT, -high, high, gain=gain)
-                    for i in range(first, count)
-                }
-            )
-
-        def seen_lead(i: int) -> int:
-            return 2 * fixed.WINDOW**2 * leading * i
-
-        def seen(i: int) -> int:
-            return seen_lead(count) + 2 * fixed.WINDOW**2 * others * i
-
-        self.lead_rate = nn.Parameter(torch.zeros(count, RATE_COUNT, width))
-        self.lead_window = each(seen_lead, width, limit, 1)
-        self.lead_hidden = Dense(width, hidden, fixed.SHIFT, 0, float(fixed.HIDDEN_MAX))
-        self.lead_down = Dense(hidden, width, fixed.SHIFT, -limit, limit, gain=0.5)
-        self.lead_head = each(lambda _: width, 2 * leading, law, 1, 0.1)
-        self.window = each(seen, width, limit)
-        self.patch_head = each(lambda _: width, 2 * others, law, 0, 0.1)
-        self.channels = each(lambda _: 2 * others, 2 * others, law, 0, 0.0)
-        own = groups[groups > 0]
-        earlier = torch.from_numpy(own[None, :] < own[:, None]).float()  # [out, in]
-        for dense in self.channels.values():
-            dense.mask = earlier.tile(2, 2)
-        self.around = nn.ModuleDict()
-        for name, known, size in [
-            *self._around_shapes(),
-            *((f"around_lead{i}", seen_lead(i), 2 * leading) for i in range(1, count)),
-            *((f"around_spatial{i}", seen(i), 2 * others) for i in range(count)),
-        ]:
+        self.groups = dict(groups)
+        limit = float(fixed.RESIDUAL_MAX)
+        self.window, self.patch_head = nn.ModuleDict(), nn.ModuleDict()
+        self.channels, self.around = nn.ModuleDict(), nn.ModuleDict()
+        for name, known, size in self._around_shapes():
             self.around[name] = Dense(known, size, fixed.SHIFT, -law, law, gain=0.0)
+        known = 0
+        for i in range(stages):
+            own = groups[SPATIAL[i // len(QUADRANTS)]]
+            both = 2 * len(own)
+            if i:
+                self.window[str(i)] = Dense(known, width, fixed.SHIFT, -limit, limit)
+                self.around[f"around_spatial{i}"] = Dense(
+                    known, both, fixed.SHIFT, -law, law, gain=0.0
+                )
+            self.patch_head[str(i)] = Dense(width, both, fixed.SHIFT, -law, law, gain=0.1)
+            dense = Dense(both, both, fixed.SHIFT, -law, law, gain=0.0)
+            earlier = torch.from_numpy(own[None, :] < own[:, None]).float()  # [out, in]
+            dense.mask = earlier.tile(2, 2)
+            self.channels[str(i)] = dense
+            known += 2 * fixed.WINDOW**2 * len(own)
         heard: list[int] = []  # of each token: how many of the memory, with the start, it may ask
         for part in VECTORS:
             for count in steps[part]:
@@ -325,7 +306,7 @@ class EntropyTransformer(nn.Module):
         return shapes
 
     def set_dropout(self, share: float) -> None:
-        for block in (*self.vector, *self.spatial):
+        for block in (*self.vector, *self.coarse, *self.fine):
             block.drop = share
 
     def set_exact(self, exact: bool) -> None:
@@ -342,7 +323,7 @@ class EntropyTransformer(nn.Module):
 
     def activations(self, part: str, symbols: Tensor, rate: Tensor) -> Tensor:
         unit = getattr(self, f"input_{part}")[rate]
-        if part == "spatial":
+        if part in SPATIAL:
             unit = unit[:, :, None, None]
         x = symbols.clamp(-TOP, TOP) * unit * 0.5**INPUT_SHIFT
         return torch.floor(x + 0.5).clamp(-TOP, TOP)
@@ -377,53 +358,30 @@ class EntropyTransformer(nn.Module):
         """code: [n, C, S, S] -> that cell of each patch which each step codes, [n, C, h, w]."""
         return [code[:, :, y::2, x::2] for y, x in QUADRANTS]
 
-    def lead_windows(self, cells: list[Tensor]) -> Tensor:
-        """Windows [n, patches, 4 * 9 K] of the leading channels; cells: activations."""
-        return windows(torch.cat([cell[:, self.lead] for cell in cells], dim=1))
-
-    def lead_laws(self, window: Tensor, rate: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """u, v [n, patches, K] of the leading channels, of each step but the first."""
-        laws = []
-        count = len(QUADRANTS)
-        for step in range(1, count):
-            known = with_magnitudes(window[:, :, : window.shape[2] // count * step])
-            x = self._patches(self.lead_window[str(step)](known), self.lead_rate[step], rate)
-            x = residual(x + self.lead_down(self.lead_hidden(norm(x, self.exact))))
-            laws.append(self._spatial_law(self.lead_head[str(step)], f"lead{step}", x, known))
-        return laws
-
     def spatial_laws(
-        self, step: int, cells: list[Tensor], lead: Tensor, tokens: Tensor, rate: Tensor
+        self, stage: int, own: Tensor, window: Tensor | None, tokens: Tensor, rate: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """u, v [n, patches, C - K] of the other channels of the cells of a step.
+        """u, v [n, patches, C] of the channels of the cells of a stage.
 
-        `cells`: see there, of activations; `lead`: see `lead_windows`. Each channel's law depends
-        on those of the groups before it.
+        `own`: activations of these cells [n, C, h, w]: each channel's law depends on those of the
+        groups before it. `window`: the windows of the cells of all stages before; None: there are
+        none. `tokens`: those that may be asked.
         """
-        rest = [cell[:, self.rest] for cell in cells[: step + 1]]
-        known = lead
-        if step:
-            known = torch.cat((lead, windows(torch.cat(rest[:-1], dim=1))), dim=2)
-        known = with_magnitudes(known)
-        x = self._patches(self.window[str(step)](known), self.patch_rate[step], rate)
-        for block in self.spatial:
+        seen, law = torch.zeros(()), torch.zeros(())
+        if window is not None:
+            known = with_magnitudes(window)
+            seen = self.window[str(stage)](known)
+            law = self.around[f"around_spatial{stage}"](known).float()
+        where = self.table(self.patch)[None] + self.table(self.patch_rate[stage])[rate][:, None]
+        x = residual(seen + where)
+        for block in self.coarse if stage < len(QUADRANTS) else self.fine:
             keys, values = block.keys_values(tokens)
             x = block(x, keys, values, self.exp, None, True)
-        u, v = self._spatial_law(self.patch_head[str(step)], f"spatial{step}", x, known)
-        own = rest[-1].flatten(2).transpose(1, 2)  # [n, patches, C - K]
-        du, dv = self.channels[str(step)](with_magnitudes(own)).float().chunk(2, dim=2)
-        return within_law(u + du), v + dv
-
-    def _patches(self, seen: Tensor, rates: Tensor, rate: Tensor) -> Tensor:
-        x = seen + (self.table(self.patch)[None] + self.table(rates)[rate][:, None])
-        return residual(x)
-
-    def _spatial_law(
-        self, head: nn.Module, name: str, x: Tensor, known: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        law = head(norm(x, self.exact)).float() + self.around[f"around_{name}"](known).float()
+        law = self.patch_head[str(stage)](norm(x, self.exact)).float() + law
         u, v = law.chunk(2, dim=2)
-        return within_law(u), v
+        flat = own.flatten(2).transpose(1, 2)  # [n, patches, C]
+        du, dv = self.channels[str(stage)](with_magnitudes(flat)).float().chunk(2, dim=2)
+        return within_law(within_law(u) + du), v + dv
 
     def law(
         self, base: Tensor, u: Tensor, v: Tensor, gain: Tensor
@@ -452,33 +410,30 @@ class EntropyTransformer(nn.Module):
         return *self.law(base, u * heard, v * heard, gain), tokens
 
     def spatial_tables(
-        self, symbols: Tensor, tokens: Tensor, rate: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Symbols, mean and scale index [n, patches, k]: leading channels by step, then others.
-
-        symbols: [n, C, S, S].
-        """
-        cells = self.cells(self.activations("spatial", symbols, rate))
-        values = self.cells(symbols)
-        bases = self.cells(self.base_units("spatial", rate).flatten(1).unflatten(
-            1, (2 * symbols.shape[1], *symbols.shape[2:])
-        ))
-        gain = self.output_spatial[rate][:, None]  # [n, 1, C]
-
-        def table(
-            step: int, channels: Tensor, u: Tensor, v: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor]:
-            base = bases[step].unflatten(1, (2, -1))[:, :, channels].flatten(3).transpose(2, 3)
-            own = values[step][:, channels].flatten(2).transpose(1, 2)
-            return own, *self.law(base, u, v, gain[:, :, channels])
-
-        window = self.lead_windows(cells)
-        nothing = torch.zeros_like(window[:, :, : len(self.lead)])
-        for step, (u, v) in enumerate([(nothing, nothing), *self.lead_laws(window, rate)]):
-            yield table(step, self.lead, u, v)
-        for step in range(len(QUADRANTS)):
-            u, v = self.spatial_laws(step, cells, window, tokens, rate)
-            yield table(step, self.rest, u, v)
+        self, parts: Mapping[str, Tensor], tokens: Tensor, rate: Tensor
+    ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Part, its symbols, mean and scale index [n, patches, C], of each stage in order."""
+        windowed: list[Tensor] = []
+        lower = sum(sum(self.steps[part]) for part in VECTORS[:2])
+        may_ask = dict(zip(SPATIAL, (1 + lower, tokens.shape[1]), strict=True))
+        for first, (part, asked) in enumerate(may_ask.items()):
+            symbols = parts[part]
+            cells = self.cells(self.activations(part, symbols, rate))
+            values = self.cells(symbols)
+            bases = self.cells(
+                self.base_units(part, rate).flatten(1).unflatten(
+                    1, (2 * symbols.shape[1], *symbols.shape[2:])
+                )
+            )
+            gain = getattr(self, f"output_{part}")[rate][:, None]  # [n, 1, C]
+            for step, cell in enumerate(cells):
+                stage = first * len(QUADRANTS) + step
+                window = torch.cat(windowed, dim=2) if windowed else None
+                u, v = self.spatial_laws(stage, cell, window, tokens[:, :asked], rate)
+                windowed.append(windows(cell))
+                base = bases[step].unflatten(1, (2, -1)).flatten(3).transpose(2, 3)
+                own = values[step].flatten(2).transpose(1, 2)
+                yield part, own, *self.law(base, u, v, gain)
 
     def forward(
         self, parts: Mapping[str, Tensor], rate: Tensor, cost: nn.Module
@@ -488,17 +443,20 @@ class EntropyTransformer(nn.Module):
         costs = cost(torch.cat([parts[p] for p in VECTORS], dim=1), mean, scale)
         pieces = costs.split([self.sizes[p][0] for p in VECTORS], dim=1)
         bits = {p: piece.sum(dim=1) for p, piece in zip(VECTORS, pieces, strict=True)}
-        tables = self.spatial_tables(parts["spatial"], tokens, rate)
-        symbols, mean, scale = (
-            torch.cat([x.flatten(1) for x in column], dim=1)
-            for column in zip(*tables, strict=True)
-        )
-        bits["spatial"] = cost(symbols, mean, scale).sum(dim=1)
+        stages: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {part: [] for part in SPATIAL}
+        for part, *law in self.spatial_tables(parts, tokens, rate):
+            stages[part].append((law[0], law[1], law[2]))
+        for part, laws in stages.items():
+            symbols, mean, scale = (
+                torch.cat([x.flatten(1) for x in column], dim=1)
+                for column in zip(*laws, strict=True)
+            )
+            bits[part] = cost(symbols, mean, scale).sum(dim=1)
         return bits
 
     @staticmethod
     def _file_name(name: str) -> str:
-        """A module's name in the file: "spatial.0.query" is "spatial0.query" there."""
+        """A module's name in the file: "coarse.0.query" is "coarse0.query" there."""
         if name.startswith("around."):
             return name.removeprefix("around.")
         return re.sub(r"^(\w+)\.(\d)", r"\1\2", name)
@@ -519,7 +477,7 @@ class EntropyTransformer(nn.Module):
                 put(f"net.{short}.bias", bias, np.int32)
         put("net.embed_rate", rounded(self.embed_rate * BIAS_UNIT), np.int32)
         put("net.start", rounded(self.start * PLACE_UNIT).clamp(-TOP, TOP))
-        for name in ("place", "rate", "patch", "patch_rate", "lead_rate"):
+        for name in ("place", "rate", "patch", "patch_rate"):
             put(f"net.{name}", self.table(getattr(self, name)))
         arrays["net.exp"] = exponents()
         for part, size in self.sizes.items():
@@ -529,7 +487,8 @@ class EntropyTransformer(nn.Module):
             arrays[f"size.{part}"] = np.array(size)
         for part in VECTORS:
             arrays[f"steps.{part}"] = np.array(self.steps[part])
-        arrays["groups.spatial"] = self.groups
+        for part, groups in self.groups.items():
+            arrays[f"groups.{part}"] = groups
         return arrays
 
     @classmethod
@@ -545,7 +504,7 @@ class EntropyTransformer(nn.Module):
         width, heads, vector_blocks, spatial_blocks = (int(x) for x in arrays["net.shape"])
         model = cls(
             sizes, integers("base"), integers("input"), integers("output"), steps,
-            arrays["groups.spatial"].astype(np.int64),
+            {p: arrays[f"groups.{p}"].astype(np.int64) for p in SPATIAL},
             width=width, heads=heads, vector_blocks=vector_blocks, spatial_blocks=spatial_blocks,
             hidden=arrays["net.vector0.hidden.weight"].shape[0], dropout=0.0,
         )
@@ -559,7 +518,7 @@ class EntropyTransformer(nn.Module):
                     short = model._file_name(name)
                     module.weight.copy_(stored(f"{short}.weight") / WEIGHT_UNIT)
                     module.bias.copy_(stored(f"{short}.bias") / BIAS_UNIT)
-            for name in ("start", "place", "rate", "patch", "patch_rate", "lead_rate"):
+            for name in ("start", "place", "rate", "patch", "patch_rate"):
                 getattr(model, name).copy_(stored(name) / PLACE_UNIT)
             model.embed_rate.copy_(stored("embed_rate") / BIAS_UNIT)
             model.exp.copy_(stored("exp"))

@@ -30,6 +30,7 @@ from training.codec_checkpoint import identity_network, load_codec
 from training.teachers import Faceres
 
 OPSET = 17
+STYLES = ("basic", "enhanced")
 
 
 IDENTITY_INPUT = 256  # side of a crop that is large enough for the identity network
@@ -49,7 +50,7 @@ class AnalysisGraph(nn.Module):
 
 
 class StylesGraph(nn.Module):
-    """Decoded latents -> styles after each layer."""
+    """Decoded latents -> styles of the basic layer alone, and of all."""
 
     def __init__(self, codec: FaceCodec) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class StylesGraph(nn.Module):
     def forward(self, basic: Tensor, middle: Tensor, enhanced: Tensor) -> tuple[Tensor, ...]:
         latents = {"basic": basic, "middle": middle, "enhanced": enhanced}
         coefficients = self.codec.coefficients(latents)
-        return tuple(self.codec.whitening.to_styles(coefficients[name]) for name in LAYERS)
+        return tuple(self.codec.whitening.to_styles(coefficients[name]) for name in STYLES)
 
 
 class SpatialGraph(nn.Module):
@@ -155,7 +156,7 @@ def export_codec(
     s = codec.shape
     seen = export_analysis(codec, identity, size, out)
     latents = {n: torch.zeros(2, getattr(s, n)) for n in LAYERS}
-    names = tuple(f"styles_{n}" for n in LAYERS)
+    names = tuple(f"styles_{n}" for n in STYLES)
     export(StylesGraph(codec), latents, names, out / "styles.onnx")
     preview = torch.zeros(2, 3, s.preview, s.preview)
     picture = torch.zeros(2, 3, s.picture, s.picture)

@@ -30,11 +30,10 @@ from sfic.codec import Codec
 from sfic.locations import models_dir
 from sfic.networks.codec import CORRECTED, LAYERS, FaceCodec
 from sfic.networks.prior import StylePrior
-from training.codec_checkpoint import RATE_POSITIONS
+from training.codec_checkpoint import CODED, RATE_POSITIONS
 from training.codec_data import resize, to_tensor
 from training.data import cache_dir, picture_array, read_index
 
-PARTS = (*LAYERS, "spatial")
 SAVED_EVERY = 8  # encodings
 
 
@@ -54,7 +53,7 @@ class Found:
     @classmethod
     def load(cls, path: Path) -> Found:
         with np.load(path) as file:
-            latents = {name: file[name] for name in PARTS}
+            latents = {name: file[name] for name in CODED}
             return cls(file["picture"], file["rate"], latents)
 
     def draw(self, rng: np.random.Generator, count: int) -> Found:
@@ -88,10 +87,14 @@ def feedback_loss(
         preview = generator.head(features, styles, CORRECTED).float().clamp(-1.2, 1.2)
     gain = codec.gains["spatial"](t)[:, :, None, None].detach()
     small = resize(crop, codec.shape.picture)
-    have["spatial"] = codec.spatial_latents(small, features.float(), preview, gain)
+    both = codec.spatial_latents(small, features.float(), preview, gain)
+    split = (codec.shape.coarse_channels,)
+    have["coarse"], have["fine"] = both.tensor_split(split, dim=1)
+    gains = {name: codec.gains[name](t).detach() for name in LAYERS}
+    gains["coarse"], gains["fine"] = gain.tensor_split(split, dim=1)
     total = torch.zeros(())
-    for name in PARTS:
-        steps = gain if name == "spatial" else codec.gains[name](t).detach()
+    for name in CODED:
+        steps = gains[name]
         off = ((have[name] - wanted[name]) * steps).abs() - 0.5  # at most 0 where both round alike
         total = total + F.relu(off).square().mean()
     return total
@@ -123,7 +126,7 @@ def main() -> None:
 
     def save() -> None:
         picture, rate, latents = zip(*rows, strict=True)
-        stacked = {name: np.stack([one[name] for one in latents]) for name in PARTS}
+        stacked = {name: np.stack([one[name] for one in latents]) for name in CODED}
         Found(np.array(picture), np.array(rate), stacked).save(path)
 
     for done, (picture, rate) in enumerate(track(jobs, "encoding"), 1):

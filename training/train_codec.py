@@ -36,6 +36,7 @@ from training.settings import read_config
 from training.teachers import Box, crop_and_resize
 
 PARTS = (*LAYERS, "spatial")
+TEXTURE_SHIFT = 8  # the largest stride of the features that textures are compared in
 # By the factorised laws that training uses; the entropy transformer needs a quarter less.
 BYTES_LOW = {"basic": 45.0, "middle": 4.0, "enhanced": 2.0, "spatial": 43.0}
 BYTES_HIGH = {"basic": 170.0, "middle": 60.0, "enhanced": 30.0, "spatial": 1500.0}
@@ -295,6 +296,10 @@ class Trainer:
         with half():
             seen = resize(batch.seen, side)
             code, bits = codec.code_spatial(seen, below, shown, t, noise)
+            # What the middle layer shows: coarse channels alone.
+            fine = torch.rand(len(t), 1, 1, 1) >= c.get("coarse_alone", 0.0)
+            coarse = codec.shape.coarse_channels
+            code = torch.cat((code[:, :coarse], code[:, coarse:] * fine), dim=1)
             mixed = synthesis.mixed(code, below)
             picture = synthesis.picture(mixed, code, shown).float()
         # High rates err less, and would count less for it.
@@ -361,6 +366,11 @@ class Trainer:
     def texture_loss(self, picture: Tensor, target: Tensor) -> Tensor:
         """Distance of features of an ImageNet network at strides 2, 4 and 8."""
         assert self.perceptor is not None
+        # From another corner each time: a pattern with the period of the strides, which fixed ones
+        # reward, is seen by everyone else.
+        y, x = (int(start) for start in self.rng.integers(0, TEXTURE_SHIFT, 2))
+        side = picture.shape[2] - TEXTURE_SHIFT
+        picture, target = (one[:, :, y : y + side, x : x + side] for one in (picture, target))
         with torch.no_grad():
             want = self.perceptor.features(target, stages=3)
         have = self.perceptor.features(picture, stages=3)

@@ -4,8 +4,8 @@
 
 The loss is the cost in bits by the very frequency tables that the range coder uses. Most steps are
 taken without roundings and in bfloat16, the last with weights and activations rounded as they will
-be in `sfic.entropy`, so that integer and float cost the same. `--model mlp` and `--model
-factorised` train what the transformer is compared with; they write no model.
+be in `sfic.entropy`, so that integer and float cost the same. `--model factorised`
+trains what the transformer is compared with; it writes no model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sfic.entropy.model import GROUP, VECTORS, EntropyModel, LayerSymbols
+from sfic.entropy.model import GROUP, SPATIAL, VECTORS, EntropyModel, LayerSymbols
 from sfic.entropy.tables import default_scales, gaussian_tables
 from training.codec_checkpoint import (
     RATE_COUNT,
@@ -36,15 +36,14 @@ from training.codec_checkpoint import (
 )
 from training.codec_data import identity_targets
 from training.data import cache_dir, picture_array, read_index
-from training.entropy_base import FRACTIONS, TableCost, fit_base, fit_units
-from training.entropy_baselines import Factorised, HiddenLayers
+from training.entropy_base import FRACTIONS, Factorised, TableCost, fit_base, fit_units
 from training.entropy_network import EntropyTransformer
 
 # More steps cost a pass of the network each. Measured with linear predictors: see
 # docs/decisions/entropy-transformer.md.
 STEPS_OF = {"basic": 4, "middle": 1, "enhanced": 1}
-# Channels in each group of the spatial code, liveliest first; the first leads, a last has the rest.
-CHANNEL_GROUPS = (2, 4, 8)
+# Channels in each group of a spatial code, liveliest first; a last has the rest.
+CHANNEL_GROUPS = {"coarse": (2, 4), "fine": (4, 8)}
 DEV_PICTURES = 300
 
 
@@ -123,10 +122,10 @@ def steps_of(sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     return steps
 
 
-def channel_groups(data: SymbolSet) -> npt.NDArray[np.int64]:
-    """The group of each channel, the liveliest first; there are at least two groups."""
-    deviation = data.parts["spatial"].astype(np.float32).std(axis=(0, 2, 3))
-    ends = np.minimum(np.cumsum(CHANNEL_GROUPS), len(deviation) - 1)
+def channel_groups(data: SymbolSet, part: str) -> npt.NDArray[np.int64]:
+    """The group of each channel of a spatial code, the liveliest first."""
+    deviation = data.parts[part].astype(np.float32).std(axis=(0, 2, 3))
+    ends = np.cumsum(CHANNEL_GROUPS[part])
     groups = np.empty(len(deviation), np.int64)
     groups[np.argsort(-deviation)] = np.searchsorted(ends, np.arange(len(deviation)), "right")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
@@ -214,11 +213,10 @@ def build(
     base, sizes = fit_base(data, cost), sizes_of(data)
     if args.model == "factorised":
         return Factorised(base)
-    if args.model == "mlp":
-        return HiddenLayers(sizes, base)
     inputs, outputs = fit_units(data, gains)
     return EntropyTransformer(
-        sizes, base, inputs, outputs, steps_of(sizes), channel_groups(data),
+        sizes, base, inputs, outputs, steps_of(sizes),
+        {part: channel_groups(data, part) for part in SPATIAL},
         width=args.width, vector_blocks=args.vector_blocks,
         spatial_blocks=args.spatial_blocks, dropout=args.dropout,
     )
@@ -270,7 +268,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--input", type=int, default=128, help="side of the encoder's input")
     parser.add_argument(
-        "--model", choices=("transformer", "mlp", "factorised"), default="transformer"
+        "--model", choices=("transformer", "factorised"), default="transformer"
     )
     parser.add_argument("--symbols", type=Path, help="folder that keeps the collected symbols")
     parser.add_argument("--rates-each", type=int, default=3)

@@ -7,16 +7,16 @@ A symbol's law depends on the rate, on the *decoded symbols* of the lower layers
 steps of its own layer, and on nothing else; all arithmetic is on integers. So encoder and decoder
 agree to the bit on any machine. Both walk the same steps:
 
-    basic     step 0: the rate alone            step 1..: all symbols so far
-    middle    step 0..: basic, and all symbols so far
-    enhanced  step 0..: basic, middle, and all symbols so far
-    spatial   the leading channels, one cell of each 2x2 patch a time: the rate alone, then the
-              cells so far. The other channels, again one cell a time: all three vectors, all
-              leading channels, and the cells so far; within a cell one group of channels a time
+    basic     basic     step 0: the rate alone; then all symbols so far
+    middle    middle    basic, and all symbols so far
+              coarse    basic and middle, and all cells so far
+    enhanced  enhanced  basic and middle, and all symbols so far
+              fine      all three vectors, all of coarse, and all cells so far
 
-A vector is cut into tokens of 8 symbols; a step is a run of tokens. The cells of a patch come in
-the order upper left, lower right, upper right, lower left: the second half of the cells has all its
-four neighbours before it.
+A vector (basic, middle, enhanced) is cut into tokens of 8 symbols; a step is a run of tokens. A
+spatial code (coarse, fine) is cut into patches of 2x2 cells: one cell of each patch a time, in the
+order upper left, lower right, upper right, lower left, so that the second half of the cells has all
+its four neighbours before it; within a cell one group of channels a time.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from sfic.entropy.coder import SymbolDecoder, SymbolEncoder
 from sfic.entropy.tables import TableSet
 from sfic.entropy.transformer import (
     ACTIVATION_MAX,
+    SPATIAL,
     VECTORS,
     IntegerTransformer,
     Memory,
@@ -40,7 +41,7 @@ from sfic.entropy.transformer import (
 )
 from sfic.errors import BundleError, InvalidInput, PacketError
 
-__all__ = ["GROUP", "PARTS", "QUADRANTS", "VECTORS", "EntropyModel", "LayerSymbols"]
+__all__ = ["GROUP", "PARTS", "QUADRANTS", "SPATIAL", "VECTORS", "EntropyModel", "LayerSymbols"]
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -58,14 +59,14 @@ QUADRANTS: Final = ((0, 0), (1, 1), (0, 1), (1, 0))
 # The parts of the three layers in the order of coding.
 PARTS: Final[dict[str, tuple[str, ...]]] = {
     "basic": ("basic",),
-    "middle": ("middle",),
-    "enhanced": ("enhanced", "spatial"),
+    "middle": ("middle", "coarse"),
+    "enhanced": ("enhanced", "fine"),
 }
 
 
 @dataclass(frozen=True)
 class LayerSymbols:
-    """Decoded symbols of a face so far: part name -> int32 array (spatial: [C, S, S])."""
+    """Decoded symbols of a face so far: part name -> int32 [n], of a spatial code [C, S, S]."""
 
     parts: Mapping[str, Int32Array]
 
@@ -84,13 +85,24 @@ class Step:
     table: Int32Array
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Channels of a spatial code that are coded at once: their cells' places and base laws."""
+
+    number: int
+    channels: npt.NDArray[np.intp]  # [k]
+    before: npt.NDArray[np.intp]  # the channels of earlier groups
+    places: npt.NDArray[np.intp]  # [steps, patches, k]
+    base: FloatArray  # [rates, 2, steps, patches, k]
+
+
 class EntropyModel:
     """Codes and decodes the symbols of each layer, given the layers below.
 
     Arrays: `size.*`: sizes of the parts. `base.*` int [9, 2, n]: mean (eighths of a step) and scale
-    index of each symbol without context. `input.*` and `output.*` int [9, n] (spatial: [9, C]):
-    units of a symbol as an activation, and of a law as a mean. `steps.*`: tokens in each step.
-    `groups.spatial` int [C]: the group of each channel, 0 those that lead. `net.*`: the
+    index of each symbol without context. `input.*` and `output.*` int [9, n], of a spatial code
+    [9, C]: units of a symbol as an activation, and of a law as a mean. `steps.*`: tokens in each
+    step of a vector. `groups.*` int [C]: the group of each channel of a spatial code. `net.*`: the
     transformer.
     """
 
@@ -122,21 +134,26 @@ class EntropyModel:
             if sum(self._counts[part]) * GROUP != self.sizes[part][0]:
                 raise BundleError(f"steps of {part} do not cover its {self.sizes[part]} symbols")
         self._net = IntegerTransformer(arrays)
-        c, s, _ = self.sizes["spatial"]
-        groups = arrays["groups.spatial"]
-        count = int(groups.max()) + 1
-        if groups.shape != (c,) or count < 2 or set(groups.tolist()) != set(range(count)):
-            raise BundleError(f"groups of the {c} channels are {groups.tolist()}")
-        self._channels = [np.flatnonzero(groups == i) for i in range(count)]  # of each group
-        # Where the channels of each group but the first stand among all those that do not lead.
-        self._among = [np.flatnonzero(groups[groups > 0] == i) for i in range(1, count)]
-        self._before = [np.flatnonzero(groups[groups > 0] < i) for i in range(1, count)]
-        cells = np.arange(c * s * s).reshape(c, s, s)
-        self._cells = [
-            np.stack([cells[k, y::2, x::2].reshape(len(k), -1).T for y, x in QUADRANTS])
-            for k in self._channels
-        ]  # of each group, [steps, patches, k]
-        self._cell_base = [self._base["spatial"][:, :, at] for at in self._cells]
+        self._cells: dict[str, npt.NDArray[np.intp]] = {}  # places [steps, patches, C] of a code
+        self._groups: dict[str, list[_Group]] = {}
+        for part in SPATIAL:
+            c, s, _ = self.sizes[part]
+            groups = arrays[f"groups.{part}"]
+            count = int(groups.max()) + 1
+            if groups.shape != (c,) or set(groups.tolist()) != set(range(count)):
+                raise BundleError(f"groups of the {c} {part} channels are {groups.tolist()}")
+            cells = np.arange(c * s * s).reshape(c, s, s)
+            self._cells[part] = np.stack(
+                [cells[:, y::2, x::2].reshape(c, -1).T for y, x in QUADRANTS]
+            )
+            order = np.argsort(groups, kind="stable")
+            self._groups[part] = []
+            for i in range(count):
+                own, before = np.flatnonzero(groups == i), order[: int((groups < i).sum())]
+                places = self._cells[part][..., own]
+                self._groups[part].append(
+                    _Group(i, own, before, places, self._base[part][:, :, places])
+                )
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], tables: TableSet) -> EntropyModel:
@@ -160,11 +177,12 @@ class EntropyModel:
             for places, offset, table in self._basic_steps(rate, known["basic"][None]):
                 yield Step("basic", places, offset[0], table[0])
             return
-        lower = VECTORS[: VECTORS.index(_parts(layer)[0])]
+        _, spatial = _parts(layer)
+        lower = VECTORS[: VECTORS.index(layer)]
         heard = [self._activations(part, rate, known[part]) for part in lower]
-        memory = self._net.start(rate, spatial=False)
+        memory = self._net.start(rate)
         tokens = np.concatenate(heard).reshape(-1, GROUP)
-        self._net.remember(memory, tokens, 0, rate, spatial=False)
+        self._net.remember(memory, tokens, 0, rate)
         base = self._base[layer][rate - 1]  # [2, n]
         counts = self._counts[layer]
         ends = list(accumulate(counts))
@@ -185,10 +203,9 @@ class EntropyModel:
             heard.append(own)
             if i + 1 < len(counts):
                 tokens = own.reshape(-1, GROUP)
-                self._net.remember(memory, tokens, self._first[layer] + begin, rate, spatial=False)
-        if layer == "enhanced":
-            spatial = self._spatial_steps_at_once if at_once else self._spatial_steps
-            yield from spatial(rate, known, np.concatenate(heard))
+                self._net.remember(memory, tokens, self._first[layer] + begin, rate)
+        steps = self._spatial_steps_at_once if at_once else self._spatial_steps
+        yield from steps(spatial, rate, known, np.concatenate(heard))
 
     def _basic_steps(
         self, rate: int, symbols: Int32Array
@@ -200,7 +217,7 @@ class EntropyModel:
         """
         layer = "basic"
         faces = len(symbols)
-        memory = self._net.start(rate, spatial=False, faces=(faces,))
+        memory = self._net.start(rate, faces=(faces,))
         base = self._base[layer][rate - 1]  # [2, n]
         counts = self._counts[layer]
         heard = np.empty((faces, 0), np.float32)
@@ -217,86 +234,87 @@ class EntropyModel:
             heard = np.concatenate((heard, own), axis=1)
             if i + 1 < len(counts):
                 tokens = own.reshape(faces, -1, GROUP)
-                self._net.remember(memory, tokens, begin, rate, spatial=False)
+                self._net.remember(memory, tokens, begin, rate)
 
     def _spatial_steps(
-        self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
+        self, part: str, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
-        net, steps = self._net, len(QUADRANTS)
-        symbols = known["spatial"].reshape(-1)
-        sums, memory = net.windows(), self._spatial_memory(rate, heard)
-        u = v = np.zeros(self._cells[0][0].shape, np.float32)
-        for i in range(steps):
+        net, symbols = self._net, known[part].reshape(-1)
+        memory, sums, first = self._spatial_start(part, rate, known, heard)
+        for i in range(len(QUADRANTS)):
             at = slice(i, i + 1)
-            if i:
-                u, v = net.lead_step(i, sums, rate)
-            yield from self._cell_steps(0, at, rate, u[None], v[None])
-            net.hear(sums, i, self._cell_activations(0, at, rate, symbols)[0])
-        for i in range(steps):
-            at = slice(i, i + 1)
-            u, v = (x[None] for x in net.spatial_step(memory, i, sums, rate))
-            cell = np.zeros_like(u)  # [1, patches, C - K]
-            for group, (own, before) in enumerate(zip(self._among, self._before, strict=True), 1):
-                law = u[..., own], v[..., own]
-                if group > 1:
-                    law = net.channel_step(at, group, cell[..., before], *law)
-                yield from self._cell_steps(group, at, rate, *law)
-                cell[..., own] = self._cell_activations(group, at, rate, symbols)
-            net.hear(sums, steps + i, cell[0])
+            law = net.spatial_step(memory, first + i, sums, rate)
+            u, v = (x[None] for x in law)
+            cell = np.zeros_like(u)  # [1, patches, C]
+            for group in self._groups[part]:
+                yield from self._cell_steps(part, group, at, rate, u, v, cell)
+                values = symbols[group.places[at]]
+                own = self._activations(part, rate, values, group.channels)
+                cell[..., group.channels] = own
+            net.hear(sums, first + i, cell[0])
 
     def _spatial_steps_at_once(
-        self, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
+        self, part: str, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
         """As `_spatial_steps`, where all symbols are known: no law waits for a symbol."""
-        net, steps = self._net, len(QUADRANTS)
-        symbols = known["spatial"].reshape(-1)
-        sums, memory = net.windows(), self._spatial_memory(rate, heard)
-        every = slice(0, steps)
-        lead, *others = (
-            self._cell_activations(group, every, rate, symbols) for group in range(len(self._cells))
-        )
-        cells = np.empty((*lead.shape[:2], sum(len(own) for own in self._among)), np.float32)
-        for own, values in zip(self._among, others, strict=True):
-            cells[..., own] = values
-        for i, cell in enumerate((*lead, *cells)):
-            net.hear(sums, i, cell)
-        nothing = np.zeros_like(lead[0])
-        laws = [(nothing, nothing), *(net.lead_step(i, sums, rate) for i in range(1, steps))]
-        yield from self._cell_steps(0, every, rate, *map(np.stack, zip(*laws, strict=True)))
+        net, every = self._net, slice(0, len(QUADRANTS))
+        memory, sums, first = self._spatial_start(part, rate, known, heard)
+        cells = self._all_cells(part, rate, known)
+        for i, cell in enumerate(cells):
+            net.hear(sums, first + i, cell)
         # One step a time here too: the arrays of all would no longer fit the caches.
-        laws = [net.spatial_step(memory, i, sums, rate) for i in range(steps)]
+        laws = [net.spatial_step(memory, first + i, sums, rate) for i in range(len(cells))]
         u, v = map(np.stack, zip(*laws, strict=True))
-        coded = []
-        for group, (own, before) in enumerate(zip(self._among, self._before, strict=True), 1):
-            law = u[..., own], v[..., own]
-            if group > 1:
-                law = net.channel_step(every, group, cells[..., before], *law)
-            coded.append(self._cell_steps(group, every, rate, *law))
+        coded = [
+            self._cell_steps(part, group, every, rate, u, v, cells) for group in self._groups[part]
+        ]
         for cell_of_each_group in zip(*coded, strict=True):
             yield from cell_of_each_group
 
-    def _spatial_memory(self, rate: int, heard: FloatArray) -> Memory:
-        memory = self._net.start(rate, spatial=True)
-        self._net.remember(memory, heard.reshape(-1, GROUP), 0, rate, spatial=True)
-        return memory
+    def _spatial_start(
+        self, part: str, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
+    ) -> tuple[Memory, FloatArray, int]:
+        """What a spatial code starts from: memory, sums of the windows, its first stage.
+
+        `heard`: activations of the vectors before it.
+        """
+        net = self._net
+        memory = net.start(rate, part)
+        net.remember(memory, heard.reshape(-1, GROUP), 0, rate, part)
+        sums, stage = net.windows(), 0
+        for lower in SPATIAL[: SPATIAL.index(part)]:
+            for cell in self._all_cells(lower, rate, known):
+                net.hear(sums, stage, cell)
+                stage += 1
+        return memory, sums, stage
 
     def _cell_steps(
-        self, group: int, steps: slice, rate: int, u: FloatArray, v: FloatArray
+        self,
+        part: str,
+        group: _Group,
+        steps: slice,
+        rate: int,
+        u: FloatArray,
+        v: FloatArray,
+        cells: FloatArray,
     ) -> Iterator[Step]:
-        """Steps of a group of channels from the laws of their cells, [steps, patches, k]."""
-        base = self._cell_base[group][rate - 1, :, steps]
-        gain = self._output["spatial"][rate - 1, self._channels[group]]
-        offset, table = self._located(base, u, v, gain)
-        places = self._cells[group][steps]
-        for step in zip(places, offset, table, strict=True):
-            yield Step("spatial", *(x.reshape(-1) for x in step))
+        """Steps of a group of channels; u, v: what the network says of all channels of cells.
 
-    def _cell_activations(
-        self, group: int, steps: slice, rate: int, symbols: Int32Array
-    ) -> FloatArray:
-        """Activations [steps, patches, k] of known cells; `symbols`: the flattened part."""
-        values = symbols[self._cells[group][steps]]
-        return self._activations("spatial", rate, values, self._channels[group])
+        `cells`: activations of the channels known in these cells. All are [steps, patches, C].
+        """
+        own = group.channels
+        law = u[..., own], v[..., own]
+        if group.number:
+            known = cells[..., group.before]
+            law = self._net.channel_step(part, steps, group.number, known, *law)
+        gain = self._output[part][rate - 1, own]
+        offset, table = self._located(group.base[rate - 1, :, steps], *law, gain)
+        for step in zip(group.places[steps], offset, table, strict=True):
+            yield Step(part, *(x.reshape(-1) for x in step))
+
+    def _all_cells(self, part: str, rate: int, known: Mapping[str, Int32Array]) -> FloatArray:
+        """Activations [steps, patches, C] of a spatial code that is known."""
+        return self._activations(part, rate, known[part].reshape(-1)[self._cells[part]])
 
     def _activations(
         self, part: str, rate: int, symbols: Int32Array, places: Places = slice(None)
@@ -422,9 +440,7 @@ class EntropyModel:
                     coder.finish()
                 except PacketError as error:
                     errors[i] = error
-        return [
-            errors.get(i) or LayerSymbols({"basic": symbols[i]}) for i in range(len(payloads))
-        ]
+        return [errors.get(i) or LayerSymbols({"basic": symbols[i]}) for i in range(len(payloads))]
 
     def decode(self, layer: str, rate: int, payload: bytes, known: LayerSymbols) -> LayerSymbols:
         """The symbols so far plus those of `layer`; PacketError when the payload is not one."""

@@ -10,12 +10,11 @@ the same roundings, is in `training/`.
     place, rate, linear part of the window --> x --> blocks: x += attention(norm(x), memory)
                                                             x += hidden(norm(x))     --> laws
 
-Tokens of the three vectors ask a memory of all tokens of earlier steps. Tokens of the spatial code
+Tokens of the three vectors ask a memory of all tokens of earlier steps. Tokens of a spatial code
 are patches of 2x2 cells, and start from the known cells of the 3x3 patches around them, as they are
-and as magnitudes. The leading channels, which come first, have a hidden layer and no more; tokens
-of the others ask a memory of all three vectors and each other. A linear map from the known symbols
-to the laws (in the vectors: to the means) goes around the blocks, and one from the channels of a
-cell that are known to those that are not.
+and as magnitudes; they ask a memory of all vectors so far, and each other. A linear map from the
+known symbols to the laws (in the vectors: to the means) goes around the blocks, and one from the
+channels of a cell that are known to those that are not.
 
 The arithmetic. All numbers are integers, held in float32, which is exact as long as no sum reaches
 2**23 in magnitude; weights that could are refused when loaded. So any order of summation, any
@@ -34,8 +33,8 @@ number of threads and any library gives the same bits. `floor` goes to minus inf
     residual            x + dense(o, k = 8), then x + dense(h, k = 7), clipped to +-2047
     hidden h            dense(norm(x), k = 7), clipped to 0..255
     law of a symbol     u, v = dense(norm(x), k = 7), to which dense(known activations, k = 7) is
-                        added (in the vectors to u alone); u clipped to +-4095; in the channels
-                        that do not lead then u += du, v += dv with du, dv = dense(a, |a| of the
+                        added (in the vectors to u alone); u clipped to +-4095; in the spatial
+                        codes then u += du, v += dv with du, dv = dense(a, |a| of the
                         cell's known channels, k = 7), u clipped again; mean = base +
                         floor((u * gain[rate] + 64) / 128) in eighths of a step;
                         scale index = base + floor((v + 2) / 4)
@@ -56,7 +55,15 @@ import numpy.typing as npt
 
 from sfic.errors import BundleError
 
-__all__ = ["ACTIVATION_MAX", "EXACT", "IntegerTransformer", "Memory", "patch_windows"]
+__all__ = [
+    "ACTIVATION_MAX",
+    "EXACT",
+    "SPATIAL",
+    "VECTORS",
+    "IntegerTransformer",
+    "Memory",
+    "patch_windows",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -75,6 +82,7 @@ SCORE_SHIFT: Final = 6
 SHIFT: Final = 7
 VALUE_SHIFT: Final = 8
 VECTORS: Final = ("basic", "middle", "enhanced")
+SPATIAL: Final = ("coarse", "fine")
 # Below this share of live channels, leaving out the others costs less than it saves.
 LIVE_SHARE: Final = 0.75
 # Patches along a side of the window around one.
@@ -167,9 +175,7 @@ class _Block:
             arrays, f"{name}.out", VALUE_MEAN_MAX, VALUE_SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX
         )
         self.hidden = _Dense(arrays, f"{name}.hidden", top, SHIFT, 0, HIDDEN_MAX)
-        self.down = _Dense(
-            arrays, f"{name}.down", HIDDEN_MAX, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX
-        )
+        self.down = _Dense(arrays, f"{name}.down", HIDDEN_MAX, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX)
         self.heads = heads
 
     def split(self, x: FloatArray) -> FloatArray:
@@ -186,8 +192,8 @@ class _Block:
 class IntegerTransformer:
     """The network of `models/entropy.npz`; see the module for its arithmetic.
 
-    Of the vectors it says u and v of the symbols of a step; of the spatial code those of one cell
-    of each patch, of the leading channels or of all others.
+    Of the vectors it says u and v of the symbols of a step; of a spatial code those of one cell of
+    each patch.
     """
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -200,12 +206,11 @@ class IntegerTransformer:
     def _read(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         self.width, heads, vector_blocks, spatial_blocks = (int(x) for x in arrays["net.shape"])
         top = ACTIVATION_MAX
-        self.vector_blocks = [
-            _Block(arrays, f"net.vector{i}", heads) for i in range(vector_blocks)
-        ]
-        self.spatial_blocks = [
-            _Block(arrays, f"net.spatial{i}", heads) for i in range(spatial_blocks)
-        ]
+        counts = {"vector": vector_blocks, **dict.fromkeys(SPATIAL, spatial_blocks)}
+        self._blocks = {
+            kind: [_Block(arrays, f"net.{kind}{i}", heads) for i in range(count)]
+            for kind, count in counts.items()
+        }
         self._embed = _Dense(arrays, "net.embed", top, SHIFT, 0, top)
         unit = np.float32(0.5**SHIFT)
         self._embed_rate = arrays["net.embed_rate"].astype(np.float32) * unit  # [rates, D]
@@ -213,8 +218,7 @@ class IntegerTransformer:
         self._place = arrays["net.place"].astype(np.float32)  # [tokens, D]
         self._rate = arrays["net.rate"].astype(np.float32)  # [rates, D]
         self._patch = arrays["net.patch"].astype(np.float32)  # [patches, D]
-        self._patch_rate = arrays["net.patch_rate"].astype(np.float32)  # [steps, rates, D]
-        self._lead_rate = arrays["net.lead_rate"].astype(np.float32)  # [steps, rates, D]
+        self._patch_rate = arrays["net.patch_rate"].astype(np.float32)  # [stages, rates, D]
         self._head = _Dense(arrays, "net.head", top, SHIFT, -LAW_MAX, LAW_MAX)
 
         def law(name: str) -> _Dense:
@@ -223,25 +227,23 @@ class IntegerTransformer:
         def window(name: str) -> _Dense:
             return _Dense(arrays, f"net.{name}", top, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX)
 
-        steps = len(self._patch_rate)
-        self._lead_hidden = _Dense(arrays, "net.lead_hidden", top, SHIFT, 0, HIDDEN_MAX)
-        self._lead_down = _Dense(
-            arrays, "net.lead_down", HIDDEN_MAX, SHIFT, -RESIDUAL_MAX, RESIDUAL_MAX
-        )
-        self._lead_head = {i: law(f"lead_head{i}") for i in range(1, steps)}
-        self._patch_head = [law(f"patch_head{i}") for i in range(steps)]
+        stages = len(self._patch_rate)
+        self._steps = stages // len(SPATIAL)  # of one code
+        self._patch_head = [law(f"patch_head{i}") for i in range(stages)]
         self._around = {
             name.split(".")[1]: law(name[4:-7])
             for name in arrays
             if name.startswith(tuple(f"net.around_{part}" for part in VECTORS))
             and name.endswith(".weight")
         }
-        groups = arrays["groups.spatial"]
-        self._channels = _between([law(f"channels{i}") for i in range(steps)], groups)
-        leads = [(window(f"lead_window{i}"), law(f"around_lead{i}")) for i in range(1, steps)]
-        others = [(window(f"window{i}"), law(f"around_spatial{i}")) for i in range(steps)]
-        channels = [int((groups == 0).sum())] * steps + [int((groups > 0).sum())] * steps
-        self._windows = _Windows([None, *leads, *others], channels, len(self._patch))
+        self._channels, channels = {}, []
+        for first, part in zip(range(0, stages, self._steps), SPATIAL, strict=True):
+            groups = arrays[f"groups.{part}"]
+            maps = [law(f"channels{i}") for i in range(first, first + self._steps)]
+            self._channels[part] = _between(maps, groups)
+            channels += [len(groups)] * self._steps
+        maps_to = [(window(f"window{i}"), law(f"around_spatial{i}")) for i in range(1, stages)]
+        self._windows = _Windows(maps_to, channels, len(self._patch))
         self._exp = arrays["net.exp"].astype(np.float32)  # [129]
         if self._exp.shape != (EXP_STEPS + 1,) or self._exp[0] != ACTIVATION_MAX:
             raise BundleError("entropy transformer: a table of exponents has 129 entries from 127")
@@ -296,25 +298,27 @@ class IntegerTransformer:
 
     # -- memory
 
-    def start(self, rate: int, spatial: bool, faces: tuple[int, ...] = ()) -> Memory:
-        """A memory that holds the start token; `faces`: leading axes of what is coded at once."""
-        memory = Memory(len(self.spatial_blocks if spatial else self.vector_blocks))
+    def start(self, rate: int, kind: str = "vector", faces: tuple[int, ...] = ()) -> Memory:
+        """A memory that holds the start token; `faces`: leading axes of what is coded at once.
+
+        `kind`: "vector", or the name of the spatial code that it is for.
+        """
+        memory = Memory(len(self._blocks[kind]))
         token = self._start[rate - 1]
-        self._store(memory, np.broadcast_to(token, (*faces, 1, len(token))), spatial)
+        self._store(memory, np.broadcast_to(token, (*faces, 1, len(token))), kind)
         return memory
 
     def remember(
-        self, memory: Memory, activations: FloatArray, first: int, rate: int, spatial: bool
+        self, memory: Memory, activations: FloatArray, first: int, rate: int, kind: str = "vector"
     ) -> None:
         """Add known tokens. activations: [..., n, 8] of the tokens from number `first` on."""
         places = slice(first, first + activations.shape[-2])
         total = self._embed.sums(activations, places)  # [..., n, D]
         total += self._embed_rate[rate - 1]
-        self._store(memory, _floor(total, 0, ACTIVATION_MAX), spatial)
+        self._store(memory, _floor(total, 0, ACTIVATION_MAX), kind)
 
-    def _store(self, memory: Memory, tokens: FloatArray, spatial: bool) -> None:
-        blocks = self.spatial_blocks if spatial else self.vector_blocks
-        for i, block in enumerate(blocks):
+    def _store(self, memory: Memory, tokens: FloatArray, kind: str) -> None:
+        for i, block in enumerate(self._blocks[kind]):
             keys, values = block.keys_values(tokens)
             memory.keys[i].append(keys)
             memory.values[i].append(values)
@@ -327,7 +331,7 @@ class IntegerTransformer:
         """u and v [..., 8 n] of the symbols of `tokens`; `known`: activations so far [..., K]."""
         x = self._place[tokens] + self._rate[rate - 1]  # [n, D]
         x = np.broadcast_to(x, (*known.shape[:-1], *x.shape)).copy()
-        for i, block in enumerate(self.vector_blocks):
+        for i, block in enumerate(self._blocks["vector"]):
             self._through(block, x, memory, i, own=False)
         law = self._head.each(self._norm(x), tokens)  # [..., n, 2 * 8]
         half = law.shape[-1] // 2
@@ -341,44 +345,40 @@ class IntegerTransformer:
     def hear(self, sums: FloatArray, stage: int, cell: FloatArray) -> None:
         """Add what a stage's activations [patches, channels] say to the sums of later stages.
 
-        Stages: a cell of each patch a time, first the leading channels, then the others.
+        Stages: a cell of each patch a time, first of the coarse code, then of the fine one.
         """
         self._windows.hear(sums, stage, cell)
 
-    def lead_step(self, step: int, sums: FloatArray, rate: int) -> tuple[FloatArray, FloatArray]:
-        """u and v [patches, K] of the leading channels of the step's cell of each patch.
-
-        step: from 1 on; nothing is known in the first. sums: see `hear`.
-        """
-        x, around = self._windows.read(sums, step)
-        x += self._patch
-        x += self._lead_rate[step, rate - 1]
-        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
-        x += self._lead_down(self._lead_hidden(self._norm(x)))
-        limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
-        return _spatial_law(self._lead_head[step](self._norm(x)), around)
-
     def spatial_step(
-        self, memory: Memory, step: int, sums: FloatArray, rate: int
+        self, memory: Memory, stage: int, sums: FloatArray, rate: int
     ) -> tuple[FloatArray, FloatArray]:
-        """u and v [patches, C - K] of the other channels of the step's cell of each patch."""
-        x, around = self._windows.read(sums, len(self._patch_rate) + step)
+        """u and v [patches, C] of a stage's cell of each patch; stages, sums: see `hear`."""
+        x, around = self._windows.read(sums, stage)
         x += self._patch
-        x += self._patch_rate[step, rate - 1]
+        x += self._patch_rate[stage, rate - 1]
         limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
-        for i, block in enumerate(self.spatial_blocks):
+        for i, block in enumerate(self._blocks[SPATIAL[stage // self._steps]]):
             self._through(block, x, memory, i, own=True)
-        return _spatial_law(self._patch_head[step](self._norm(x)), around)
+        said = self._patch_head[stage](self._norm(x))
+        said += around
+        half = said.shape[-1] // 2
+        return limit(said[..., :half], -LAW_MAX, LAW_MAX), said[..., half:]
 
     def channel_step(
-        self, steps: slice, group: int, known: FloatArray, u: FloatArray, v: FloatArray
+        self,
+        part: str,
+        steps: slice,
+        group: int,
+        known: FloatArray,
+        u: FloatArray,
+        v: FloatArray,
     ) -> tuple[FloatArray, FloatArray]:
         """u and v [steps, patches, k] of a group of channels with what cells' own channels say.
 
-        group: from 2 on. known: activations of all groups before it but the leading one, [steps,
-        patches, n] in the order of channels. u, v: what `spatial_step` says of the group.
+        group: from 1 on. known: activations of all groups before it, [steps, patches, n], group by
+        group. u, v: what `spatial_step` says of the group.
         """
-        weight, bias = self._channels[group - 2]
+        weight, bias = self._channels[part][group - 1]
         more = np.concatenate((known, np.abs(known)), axis=2) @ weight[steps]
         more += bias[steps]
         _floor(more, -LAW_MAX, LAW_MAX)
@@ -387,7 +387,7 @@ class IntegerTransformer:
 
 
 class _Windows:
-    """Linear maps from the 3x3 patches around one to each stage of the spatial code.
+    """Linear maps from the 3x3 patches around one to each stage of the spatial codes.
 
     What a stage has to say to all later ones is one product, done when its symbols are known: so
     each known number is read once, and channels that are zero everywhere, most of them at low
@@ -395,23 +395,25 @@ class _Windows:
     """
 
     def __init__(
-        self, stages: Sequence[tuple[_Dense, ...] | None], channels: Sequence[int], patches: int
+        self, maps: Sequence[tuple[_Dense, _Dense]], channels: Sequence[int], patches: int
     ) -> None:
-        """`stages`: the maps to a stage, from the channels of all stages before it; None: none."""
+        """`maps`: those to each stage but the first, from the channels of all stages before it."""
         self._side = math.isqrt(patches)
-        self._maps = stages
+        self._maps = maps
+        self._shapes = [(patches, len(maps[0][0].bias)), (patches, 2 * channels[0])]
         first = list(accumulate(channels, initial=0))
         self._weights = []  # of each stage, [x or |x|, channels, 9, numbers of all later stages]
-        self._columns = [0]  # of each stage, where its numbers begin in the sums
-        for i in range(len(stages)):
+        self._columns = [0, 0]  # of each stage, where its numbers begin in the sums
+        for i in range(len(channels)):
             into = [
                 dense.weight.reshape(2, first[at], WINDOW**2, -1)[:, first[i] : first[i + 1]]
-                for at in range(i + 1, len(stages))
-                for dense in stages[at] or ()
+                for at in range(i + 1, len(channels))
+                for dense in maps[at - 1]
             ]
             self._weights.append(np.concatenate(into, axis=-1) if into else None)
-            self._columns.append(self._columns[-1] + sum(len(d.bias) for d in stages[i] or ()))
-        bias = np.concatenate([dense.bias for maps in stages for dense in maps or ()])
+        for both in maps:
+            self._columns.append(self._columns[-1] + sum(len(dense.bias) for dense in both))
+        bias = np.concatenate([dense.bias for both in maps for dense in both])
         self._start = np.tile(bias, (patches, 1))
 
     def start(self) -> FloatArray:
@@ -430,7 +432,10 @@ class _Windows:
 
     def read(self, sums: FloatArray, stage: int) -> tuple[FloatArray, FloatArray]:
         """What a stage has heard: the window of its tokens [patches, D], its laws [.., 2 n]."""
-        window, around = self._maps[stage] or ()
+        if not stage:
+            x, law = (np.zeros(shape, np.float32) for shape in self._shapes)
+            return x, law
+        window, around = self._maps[stage - 1]
         numbers = np.floor(sums[:, self._columns[stage] : self._columns[stage + 1]])
         x, law = np.split(numbers, [len(window.bias)], axis=1)
         return limit(x, window.low, window.high), limit(law, around.low, around.high)
@@ -439,27 +444,23 @@ class _Windows:
 def _between(
     maps: Sequence[_Dense], groups: npt.NDArray[Any]
 ) -> list[tuple[FloatArray, FloatArray]]:
-    """For each group of channels from 2 on, the maps from the groups 1.. before it.
+    """For each group of channels from 1 on, the maps from the groups before it.
 
-    Weights [steps, in, out] and biases [steps, 1, out].
+    Weights [steps, in, out], `in` group by group, and biases [steps, 1, out].
     """
-    own = groups[groups > 0]
-    count = len(own)
+    count = len(groups)
     weight = np.stack([dense.weight.reshape(2, count, 2, count) for dense in maps])
     bias = np.stack([dense.bias.reshape(1, 2, count) for dense in maps])
+    order = np.argsort(groups, kind="stable")
     return [
         (
-            weight[:, :, own < i][..., own == i].reshape(len(maps), 2 * (own < i).sum(), -1),
-            bias[..., own == i].reshape(len(maps), 1, -1),
+            weight[:, :, order[: (groups < i).sum()]][..., groups == i].reshape(
+                len(maps), 2 * int((groups < i).sum()), -1
+            ),
+            bias[..., groups == i].reshape(len(maps), 1, -1),
         )
-        for i in range(2, own.max() + 1)
+        for i in range(1, int(groups.max()) + 1)
     ]
-
-
-def _spatial_law(said: FloatArray, around: FloatArray) -> tuple[FloatArray, FloatArray]:
-    said += around
-    half = said.shape[-1] // 2
-    return limit(said[..., :half], -LAW_MAX, LAW_MAX), said[..., half:]
 
 
 def patch_windows(planes: FloatArray) -> FloatArray:
