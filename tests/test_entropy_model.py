@@ -79,8 +79,9 @@ def check_round_trip(model: EntropyModel, rate: int, symbols: LayerSymbols) -> i
         payload = model.encode(layer, rate, symbols)
         known = model.decode(layer, rate, payload, known)
         bits = sum(float(cost.sum()) for cost in model.bits(layer, rate, symbols).values())
-        # The coder's probabilities have 24 bits, and its last byte is half used.
-        assert 8 * len(payload) - bits < 8.1 + bits / 10_000
+        # The coder's probabilities have 24 bits; a number inside an interval takes up to a bit more
+        # than the interval's own, in whole bytes.
+        assert 8 * len(payload) - bits < 9 + bits / 10_000
         total += len(payload)
     for part, values in symbols.parts.items():
         assert known.parts[part].dtype == np.int32
@@ -303,21 +304,12 @@ def test_a_weight_off_by_one_fails_the_check(arrays: Arrays, model: EntropyModel
         weight = arrays[name].copy()
         weight.reshape(-1)[rng.integers(weight.size)] += 1
         other = EntropyModel.from_arrays({**arrays, name: weight}, TABLES)
-        same = all(
-            np.array_equal(a.table, b.table) and np.array_equal(a.offset, b.offset)
-            for layer in PARTS
-            for a, b in zip(
-                model._steps(layer, 5, symbols.parts),
-                other._steps(layer, 5, symbols.parts),
-                strict=True,
-            )
-        )
-        if same:
-            decode(other)
-            continue
-        with pytest.raises(PacketError):
-            decode(other)
-        caught += 1
+        try:
+            known = decode(other)
+        except PacketError:
+            caught += 1
+        else:  # no table that a symbol was coded with tells the difference
+            assert all(np.array_equal(known.parts[p], v) for p, v in symbols.parts.items())
     assert caught > len(names) // 3
 
 

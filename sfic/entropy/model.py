@@ -240,30 +240,29 @@ class EntropyModel:
         self, part: str, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
         net, symbols = self._net, known[part].reshape(-1)
-        memory, sums, first = self._spatial_start(part, rate, known, heard)
+        memory, sums = self._spatial_start(part, rate, known, heard)
         for i in range(len(QUADRANTS)):
             at = slice(i, i + 1)
-            law = net.spatial_step(memory, first + i, sums, rate)
-            u, v = (x[None] for x in law)
+            u, v = (x[None] for x in net.spatial_step(part, memory, i, sums, rate))
             cell = np.zeros_like(u)  # [1, patches, C]
             for group in self._groups[part]:
                 yield from self._cell_steps(part, group, at, rate, u, v, cell)
                 values = symbols[group.places[at]]
                 own = self._activations(part, rate, values, group.channels)
                 cell[..., group.channels] = own
-            net.hear(sums, first + i, cell[0])
+            net.hear(part, sums, i, cell[0])
 
     def _spatial_steps_at_once(
         self, part: str, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
     ) -> Iterator[Step]:
         """As `_spatial_steps`, where all symbols are known: no law waits for a symbol."""
         net, every = self._net, slice(0, len(QUADRANTS))
-        memory, sums, first = self._spatial_start(part, rate, known, heard)
+        memory, sums = self._spatial_start(part, rate, known, heard)
         cells = self._all_cells(part, rate, known)
         for i, cell in enumerate(cells):
-            net.hear(sums, first + i, cell)
+            net.hear(part, sums, i, cell)
         # One step a time here too: the arrays of all would no longer fit the caches.
-        laws = [net.spatial_step(memory, first + i, sums, rate) for i in range(len(cells))]
+        laws = [net.spatial_step(part, memory, i, sums, rate) for i in range(len(cells))]
         u, v = map(np.stack, zip(*laws, strict=True))
         coded = [
             self._cell_steps(part, group, every, rate, u, v, cells) for group in self._groups[part]
@@ -273,20 +272,17 @@ class EntropyModel:
 
     def _spatial_start(
         self, part: str, rate: int, known: Mapping[str, Int32Array], heard: FloatArray
-    ) -> tuple[Memory, FloatArray, int]:
-        """What a spatial code starts from: memory, sums of the windows, its first stage.
+    ) -> tuple[Memory, FloatArray]:
+        """What a spatial code starts from: memory, and sums of the windows.
 
         `heard`: activations of the vectors before it.
         """
         net = self._net
         memory = net.start(rate, part)
         net.remember(memory, heard.reshape(-1, GROUP), 0, rate, part)
-        sums, stage = net.windows(), 0
-        for lower in SPATIAL[: SPATIAL.index(part)]:
-            for cell in self._all_cells(lower, rate, known):
-                net.hear(sums, stage, cell)
-                stage += 1
-        return memory, sums, stage
+        below = SPATIAL[: SPATIAL.index(part)]
+        cells = [cell for lower in below for cell in self._all_cells(lower, rate, known)]
+        return memory, net.windows(part, cells)
 
     def _cell_steps(
         self,

@@ -236,14 +236,16 @@ class IntegerTransformer:
             if name.startswith(tuple(f"net.around_{part}" for part in VECTORS))
             and name.endswith(".weight")
         }
-        self._channels, channels = {}, []
+        self._channels, self._windows = {}, {}
+        lower = 0
         for first, part in zip(range(0, stages, self._steps), SPATIAL, strict=True):
+            own = range(first, first + self._steps)
             groups = arrays[f"groups.{part}"]
-            maps = [law(f"channels{i}") for i in range(first, first + self._steps)]
-            self._channels[part] = _between(maps, groups)
-            channels += [len(groups)] * self._steps
-        maps_to = [(window(f"window{i}"), law(f"around_spatial{i}")) for i in range(1, stages)]
-        self._windows = _Windows(maps_to, channels, len(self._patch))
+            self._channels[part] = _between([law(f"channels{i}") for i in own], groups)
+            maps = [(window(f"window{i}"), law(f"around_spatial{i}")) if i else None for i in own]
+            count = len(groups)
+            self._windows[part] = _Windows(maps, lower, count, len(self._patch), self.width)
+            lower += self._steps * count
         self._exp = arrays["net.exp"].astype(np.float32)  # [129]
         if self._exp.shape != (EXP_STEPS + 1,) or self._exp[0] != ACTIVATION_MAX:
             raise BundleError("entropy transformer: a table of exponents has 129 entries from 127")
@@ -338,26 +340,27 @@ class IntegerTransformer:
         u, v = (part.reshape(*known.shape[:-1], -1) for part in (law[..., :half], law[..., half:]))
         return limit(u + self._around[name](known), -LAW_MAX, LAW_MAX), v
 
-    def windows(self) -> FloatArray:
-        """Sums of the windows of all stages, of which nothing is known; for `hear`."""
-        return self._windows.start()
+    def windows(self, part: str, lower: Sequence[FloatArray]) -> FloatArray:
+        """Sums of the windows of all steps of a spatial code, of which nothing is known.
 
-    def hear(self, sums: FloatArray, stage: int, cell: FloatArray) -> None:
-        """Add what a stage's activations [patches, channels] say to the sums of later stages.
-
-        Stages: a cell of each patch a time, first of the coarse code, then of the fine one.
+        `lower`: activations [patches, C] of all steps of the codes before it. For `hear`.
         """
-        self._windows.hear(sums, stage, cell)
+        return self._windows[part].start(lower)
+
+    def hear(self, part: str, sums: FloatArray, step: int, cell: FloatArray) -> None:
+        """Add what a step's activations [patches, C] say to the sums of later steps."""
+        self._windows[part].hear(sums, step, cell)
 
     def spatial_step(
-        self, memory: Memory, stage: int, sums: FloatArray, rate: int
+        self, part: str, memory: Memory, step: int, sums: FloatArray, rate: int
     ) -> tuple[FloatArray, FloatArray]:
-        """u and v [patches, C] of a stage's cell of each patch; stages, sums: see `hear`."""
-        x, around = self._windows.read(sums, stage)
+        """u and v [patches, C] of a step's cell of each patch; sums: see `hear`."""
+        stage = SPATIAL.index(part) * self._steps + step
+        x, around = self._windows[part].read(sums, step)
         x += self._patch
         x += self._patch_rate[stage, rate - 1]
         limit(x, -RESIDUAL_MAX, RESIDUAL_MAX)
-        for i, block in enumerate(self._blocks[SPATIAL[stage // self._steps]]):
+        for i, block in enumerate(self._blocks[part]):
             self._through(block, x, memory, i, own=True)
         said = self._patch_head[stage](self._norm(x))
         said += around
@@ -387,40 +390,56 @@ class IntegerTransformer:
 
 
 class _Windows:
-    """Linear maps from the 3x3 patches around one to each stage of the spatial codes.
+    """Linear maps from the 3x3 patches around one to each stage of a spatial code.
 
     What a stage has to say to all later ones is one product, done when its symbols are known: so
     each known number is read once, and channels that are zero everywhere, most of them at low
-    rates, are left out.
+    rates, are left out. The codes before this one are heard first, as if they were one stage.
     """
 
     def __init__(
-        self, maps: Sequence[tuple[_Dense, _Dense]], channels: Sequence[int], patches: int
+        self,
+        maps: Sequence[tuple[_Dense, _Dense] | None],
+        lower: int,
+        channels: int,
+        patches: int,
+        width: int,
     ) -> None:
-        """`maps`: those to each stage but the first, from the channels of all stages before it."""
+        """`maps`: those to each stage from all that is known then; None where nothing is.
+
+        `lower`: numbers of a patch in all codes before; `channels`: of this one.
+        """
         self._side = math.isqrt(patches)
         self._maps = maps
-        self._shapes = [(patches, len(maps[0][0].bias)), (patches, 2 * channels[0])]
-        first = list(accumulate(channels, initial=0))
+        self._shapes = [(patches, width), (patches, 2 * channels)]
+        ends = [lower + i * channels for i in range(len(maps))]
+        begins = [0, *ends]  # of the numbers that each stage says, the lower codes being stage 0
+        sizes = [sum(len(d.bias) for d in both or ()) for both in maps]
+        self._columns = [0, *accumulate(sizes)]  # of each stage, where its numbers begin
         self._weights = []  # of each stage, [x or |x|, channels, 9, numbers of all later stages]
-        self._columns = [0, 0]  # of each stage, where its numbers begin in the sums
-        for i in range(len(channels)):
+        for said, (begin, end) in enumerate(zip(begins, ends, strict=False)):
             into = [
-                dense.weight.reshape(2, first[at], WINDOW**2, -1)[:, first[i] : first[i + 1]]
-                for at in range(i + 1, len(channels))
-                for dense in maps[at - 1]
+                dense.weight.reshape(2, ends[at], WINDOW**2, -1)[:, begin:end]
+                for at in range(said, len(maps))
+                for dense in maps[at] or ()
             ]
-            self._weights.append(np.concatenate(into, axis=-1) if into else None)
-        for both in maps:
-            self._columns.append(self._columns[-1] + sum(len(dense.bias) for dense in both))
-        bias = np.concatenate([dense.bias for both in maps for dense in both])
+            self._weights.append(np.concatenate(into, axis=-1) if begin < end else None)
+        bias = np.concatenate([dense.bias for both in maps for dense in both or ()])
         self._start = np.tile(bias, (patches, 1))
 
-    def start(self) -> FloatArray:
-        return self._start.copy()
+    def start(self, lower: Sequence[FloatArray]) -> FloatArray:
+        """The sums; `lower`: activations [patches, C] of all stages of the codes before."""
+        sums = self._start.copy()
+        if lower:
+            self._add(sums, 0, np.concatenate(lower, axis=1))
+        return sums
 
     def hear(self, sums: FloatArray, stage: int, cell: FloatArray) -> None:
-        weight = self._weights[stage]
+        if stage + 1 < len(self._maps):
+            self._add(sums, stage + 1, cell)
+
+    def _add(self, sums: FloatArray, said: int, cell: FloatArray) -> None:
+        weight = self._weights[said]
         live = np.flatnonzero(cell.any(axis=0))
         if weight is None or not live.size:
             return
@@ -428,14 +447,15 @@ class _Windows:
             weight, cell = weight[:, live], cell[:, live]
         window = patch_windows(cell.T.reshape(-1, self._side, self._side))
         window = np.concatenate((window, np.abs(window)), axis=1)
-        sums[:, self._columns[stage + 1] :] += window @ weight.reshape(window.shape[1], -1)
+        sums[:, self._columns[said] :] += window @ weight.reshape(window.shape[1], -1)
 
     def read(self, sums: FloatArray, stage: int) -> tuple[FloatArray, FloatArray]:
         """What a stage has heard: the window of its tokens [patches, D], its laws [.., 2 n]."""
-        if not stage:
+        maps = self._maps[stage]
+        if maps is None:
             x, law = (np.zeros(shape, np.float32) for shape in self._shapes)
             return x, law
-        window, around = self._maps[stage - 1]
+        window, around = maps
         numbers = np.floor(sums[:, self._columns[stage] : self._columns[stage + 1]])
         x, law = np.split(numbers, [len(window.bias)], axis=1)
         return limit(x, window.low, window.high), limit(law, around.low, around.high)
