@@ -222,12 +222,15 @@ def geometry_tasks(table: Table, originals: Originals) -> None:
     if len(chosen):
         ours = np.stack([points[i] for i in chosen]).astype(np.float32)
         blank = np.full((68, 2), np.nan)
-        judge, mesh = (
+        judge, mesh, mirrored = (
             np.stack([told.get(r.fields["path"], blank) for r in rows]).astype(np.float32)
-            for told in (originals.landmarks, originals.mesh)
+            for told in (originals.landmarks, originals.mesh, originals.mirrored)
         )
         errors = {"judge": landmark_error(judge, ours), "mesh": landmark_error(mesh, ours)}
-        beside = {"the mesh itself, on originals": float(landmark_error(judge, mesh).mean())}
+        beside = {
+            "the mesh itself, on originals": float(landmark_error(judge, mesh).mean()),
+            "the judge on mirrored originals": float(landmark_error(judge, mirrored).mean()),
+        }
     for name, task, wanted in (
         ("judge", "landmarks, mean error over eye distance", ("4 %", 4.0)),
         ("mesh", "landmarks, the same against the mesh", None),

@@ -20,7 +20,7 @@ from sfic.evaluation.judges import WORKING_SIZE, Judges, landmark_error
 from sfic.evaluation.vvc import VvcStreams, decode, read_streams
 from sfic.face_score import pose_of
 from training.data import FaceRow, cache_dir, load_rgb, shared_dir
-from training.mesh_points import points_68
+from training.mesh_points import FLIP_68, points_68
 
 Rgb = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -72,13 +72,15 @@ def mesh_of(detector: FaceDetector, picture: Rgb) -> tuple[Floats, Floats]:
 class Originals:
     """What is read from original pictures once, for all rates; by path in the index.
 
-    `landmarks` by face-api, a judge; `mesh` by the face mesh, which taught the heads.
+    `landmarks` by face-api, a judge; `mirrored`: by the same from mirrored pictures, and mirrored
+    back; `mesh` by the face mesh, which taught the heads.
     """
 
     faceres: dict[str, tuple[Floats, float, float]]
     pose: dict[str, Floats]
     landmarks: dict[str, Floats]
     mesh: dict[str, Floats] = field(default_factory=dict)
+    mirrored: dict[str, Floats] = field(default_factory=dict)
 
     def gender(self, row: FaceRow) -> str:
         """What the index says, else what `faceres` reads from the original; empty: neither."""
@@ -104,11 +106,14 @@ class Originals:
         for row in tell([r for r in rows if r.set != "celebahq512"], "mesh on originals"):
             path = row.fields["path"]
             pose[path], mesh[path] = mesh_of(detector, load_rgb(row.path, 256))
-        landmarks = {}
+        landmarks, mirrored = {}, {}
         for row in tell([r for r in rows if r.set == "celebahq512png"], "68 points on originals"):
             crop = load_rgb(row.path, WORKING_SIZE)[None]
             landmarks[row.fields["path"]] = judges.landmarks68(crop)[0].astype(np.float64)
-        return cls(faceres, pose, landmarks, mesh)
+            there = judges.landmarks68(np.ascontiguousarray(crop[:, :, ::-1]))[0]
+            back = there.astype(np.float64)[FLIP_68]
+            mirrored[row.fields["path"]] = np.stack((1 - back[:, 0], back[:, 1]), axis=1)
+        return cls(faceres, pose, landmarks, mesh, mirrored)
 
 
 def beside_vvc(

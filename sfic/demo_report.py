@@ -89,10 +89,10 @@ def print_table(console: Console, frames: Sequence[DemoFrame], start_seconds: fl
 
 def _layers_table(title: str, face: DemoFace) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("layer")
+    table.add_column("layer", no_wrap=True)
     for heading in ("bytes", "in all", "bpp 1024²", "fetch ms", "decode ms", "synthesis ms"):
         table.add_column(heading, justify="right")
-    table.add_column("ran on")
+    table.add_column("ran on", no_wrap=True)
     total = 0
     for name, size in zip(LAYERS, face.info.layer_bytes, strict=False):
         total += size

@@ -34,7 +34,6 @@ ZERO = {
 MOMENTS = {
     ("edge", "Frames in work"),
     ("analytics", "Waiting"),
-    ("analytics", "Faces not in the graph yet"),
     ("analytics", "Not yet sent, by hook"),
     ("decoder", "Requests now"),
     ("decoder", "Requests running and queued"),

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from training.codec_data import FLIP_68  # noqa: E402
 from training.data import Geometry, augment_geometry, degrade_capture  # noqa: E402
+from training.mesh_points import FLIP_68  # noqa: E402
 
 
 @pytest.mark.parametrize("seed", range(6))

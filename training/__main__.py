@@ -21,7 +21,7 @@ CONFIGS = Path("training") / "configs"
 CODEC = (
     *("codec-v2", "codec-v2-spatial", "codec-v2-joint"),
     *("codec-v3-spatial", "codec-v4-spatial", "codec-v5-filter"),
-    *("codec-v6-spatial", "codec-v6-correct"),
+    *("codec-v6-spatial", "codec-v6-correct", "codec-v7-filter"),
 )
 WIDER = ("codec-v3-spatial", "codec-v4-spatial")
 FITTED: dict[str, list[str]] = {
@@ -62,7 +62,7 @@ def trained(out: Path) -> list[list[str]]:
         start = ["--init", str(cache_dir() / name / "checkpoint.pt")]
     return [
         *commands,
-        ["training.train_entropy", *given, "--out", str(out)],
+        ["training.train_entropy", *given, "--out", str(out), "--minutes", "45"],
         ["training.train_heads", *given, "--out", str(heads)],
         ["training.export", *given, "--heads", str(heads), "--out", str(out)],
         ["training.calibrate", "--bundle", str(out)],

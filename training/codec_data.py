@@ -25,6 +25,7 @@ from training.data import (
     read_index,
     recolour,
 )
+from training.mesh_points import FLIP_68
 from training.teachers import Faceres
 
 
@@ -119,15 +120,6 @@ def identity_targets(split: str, faceres_path: Path) -> dict[str, npt.NDArray[np
         pictures = picture_array(read_index(split), 256, split)
         np.savez(path, **identity_of(pictures, faceres_path))
     return dict(np.load(path))
-
-
-# iBUG order of the 68 points after a mirroring of the picture.
-FLIP_68 = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
-)
-assert sorted(FLIP_68) == list(range(68))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""dlib's 68 landmarks from the 468 of the face mesh."""
+"""dlib's 68 landmarks: from the 468 of the face mesh, and where mirroring puts them."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["points_68"]
+__all__ = ["FLIP_68", "points_68"]
 
 # fmt: off
 # 17 points equally far apart along the outline of the mesh, from ear to ear, on the mean of
@@ -23,6 +23,12 @@ _OTHERS = (
     61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
 )
 # fmt: on
+# iBUG order of the 68 points after a mirroring of the picture.
+FLIP_68 = np.array(
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
+)
 
 
 def points_68(mesh: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -281,7 +281,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decay", type=float, default=0.02)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--vector-blocks", type=int, default=2)
-    parser.add_argument("--spatial-blocks", type=int, default=2)
+    parser.add_argument("--spatial-blocks", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--exact", type=float, default=0.15, help="share of it with roundings")
     parser.add_argument("--log-every", type=int, default=50)

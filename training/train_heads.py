@@ -32,10 +32,10 @@ from sfic.networks.codec import FaceCodec
 from sfic.networks.heads import TaskHeads
 from sfic.runtime import make_session
 from training.codec_checkpoint import RATE_POSITIONS, identity_network, load_codec
-from training.codec_data import FLIP_68, resize, to_tensor
+from training.codec_data import resize, to_tensor
 from training.data import FaceRow, cache_dir, degrade_capture, picture_array, read_index
 from training.export import export_analysis
-from training.mesh_points import points_68
+from training.mesh_points import FLIP_68, points_68
 from training.teachers import Faceres
 
 # What CelebAMask-HQ's maps are coloured with, in the order of PARSING_CLASSES.

@@ -10,9 +10,10 @@ feature correction and a small picture. The generator is `generator.py`; losses 
                      trunk --------------> z_enhanced --> correction of styles 7-15  ------------+
                                                                               styles, generator to
     crop, 128 px, beside what the styles alone give at 64 px  <---------------  32x32 features
-       +--> z_spatial (enhanced, 16x16) --> correction of the 32x32 features, and the picture at
-            |                               128 px, which the finished picture has to agree with
-            +--> its fine channels: what the coarse ones, once quantised, leave of the picture
+       +--> z_spatial (16x16) --> correction of the 32x32 features, and the picture at 128 px,
+            |                     which the finished picture has to agree with
+            +--> its fine channels (enhanced): what the coarse ones (middle), once quantised, leave
+                 of the picture
 
 Every z is scaled by a learned gain that depends on the rate, rounded to integer symbols, and scaled
 back. Numbers here and in shape comments are those of the built-in generator; another one's follow
