@@ -2,11 +2,12 @@
 
     python -m benchmarks.quality [--rates 1 2 ... 9] [--effort N] [--limit N] [--sheet DIR]
 
-The 60 lossless CelebA-HQ dev pictures and the 12 London ones that VVC was coded on, through two
-curves of ours (basic alone; all layers) and VVC's streams of the same pictures, judged at 512 px in
-the same way. Bytes are packets as sent, headers included; VVC counts without its headers. At each
-number of bytes a codec is worth the best of its settings whose mean fits, interpolated to the next
-better one. Differences are paired: intervals come from resampling pictures, for all curves alike.
+The 60 lossless CelebA-HQ dev pictures and the 12 London ones that VVC was coded on, through three
+curves of ours (basic alone; basic and middle; all layers) and VVC's streams of the same pictures,
+judged at 512 px in the same way. Bytes are packets as sent, headers included; VVC counts without
+its headers. At each number of bytes a codec is worth the best of its settings whose mean fits,
+interpolated to the next better one. Differences are paired: intervals come from resampling
+pictures, for all curves alike.
 
 What was judged is kept (`SFIC_CACHE/quality`): a run that is cut off goes on, VVC is judged once.
 Needs the face sets (`SFIC_SHARED`) and the judges (`python -m training.convert_judges`).
@@ -254,7 +255,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", type=int, nargs="+", default=list(range(1, 10)))
-    parser.add_argument("--basic-rates", type=int, nargs="+", default=[1, 3, 5, 7, 9])
+    parser.add_argument("--basic-rates", type=int, nargs="+", default=[1, 5, 9])
+    parser.add_argument("--middle-rates", type=int, nargs="+", default=[1, 3, 5, 7, 9])
     parser.add_argument("--effort", type=int, default=0)
     parser.add_argument("--limit", type=int, default=0, help="so many faces of each set")
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=list(METRICS))
@@ -269,7 +271,8 @@ def main() -> None:
     vvc = VvcStreams(shared_dir() / "data" / "vvc")
     everything = SficCoder(encoder, "enhanced", args.rates, args.effort)
     basic = SficCoder(encoder, "basic", args.basic_rates, args.effort)
-    coders: list[Coder] = [basic, everything, vvc]
+    middle = SficCoder(encoder, "middle", args.middle_rates, args.effort)
+    coders: list[Coder] = [basic, middle, everything, vvc]
     examiner = Examiner(Judges(), args.metrics)
     for name, judge in examiner.missing.items():
         console.print(f"left out: {name}, the judge {judge} is not built")
@@ -281,7 +284,7 @@ def main() -> None:
         show_progress(console) as tell,
     ):
         evaluation = evaluate(samples, coders, examiner, store, MOST_BYTES, args.workers, tell)
-    ours = [basic.name, everything.name]
+    ours = [basic.name, middle.name, everything.name]
     made = codec.model_bundle, codec.provider
     console.print(str(write(evaluation, ours, args.effort, *made, args.out)))
     for rate in args.rates if args.sheet else ():
