@@ -66,9 +66,8 @@ def test_each_layer_brings_the_picture_nearer(
 ) -> None:
     grey = np.full_like(crop, 128)
     mean = np.broadcast_to(crop.mean(axis=(0, 1)).astype(np.uint8), crop.shape)
-    basic = distance(codec.decode(face, "basic", 256), crop)
-    whole = distance(codec.decode(face, "enhanced", 256), crop)
-    assert whole < 0.8 * basic
+    basic, middle, whole = (distance(codec.decode(face, n, 256), crop) for n in LAYERS)
+    assert whole < middle < 0.9 * basic
     assert basic < distance(np.asarray(mean), crop) < distance(grey, crop)
 
 
@@ -119,6 +118,18 @@ def test_layers_that_are_not_asked_for_are_not_made(codec: sfic.Codec, crop: Rgb
         assert codec.encode(crop, layers=layer).layers == whole.up_to(layer).layers
     with pytest.raises(InvalidInput, match="unknown layer"):
         codec.encode(crop, layers="all")
+
+
+def test_effort_1_and_a_target_hold_without_the_enhanced_layer(
+    codec: sfic.Codec, crop: Rgb
+) -> None:
+    greedy = codec.encode(crop, rate=7, effort=1, layers="middle")
+    assert list(greedy.layers) == ["basic", "middle"]
+    assert greedy.layers == codec.encode(crop, rate=7, effort=1).up_to("middle").layers
+    for effort in (0, 1):
+        fitted = codec.encode(crop, target_bytes=200, effort=effort, layers="middle")
+        assert 190 <= fitted.total_bytes <= 200
+        assert distance(codec.decode(fitted, "middle", 128), crop) < 25
 
 
 def test_a_picture_becomes_faces_with_a_place(codec: sfic.Codec, astronaut: Rgb) -> None:

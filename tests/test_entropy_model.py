@@ -376,6 +376,7 @@ def test_a_bundle_with_another_weight_is_refused_by_name(codec: Codec, tmp_path:
         ("output.basic", lambda g: g + 3000),
         ("steps.basic", lambda s: s[:-1]),
         ("net.place", lambda p: np.tile(p, (20, 1))),
+        ("net.patch", lambda p: p[:-1]),
     ],
 )
 def test_models_that_are_not_exact_or_not_whole_are_refused(

@@ -80,11 +80,11 @@ class SymbolSet:
 
     @classmethod
     def load(cls, path: Path, source: str) -> SymbolSet | None:
-        """What was saved; None when there is nothing, or it is of another source."""
+        """What was saved; None when there is nothing, or of another source or other parts."""
         if not path.exists():
             return None
         with np.load(path) as file:
-            if "source" not in file.files or str(file["source"]) != source:
+            if not {"source", *CODED} <= set(file.files) or str(file["source"]) != source:
                 return None
             parts = {name: file[name] for name in CODED}
             return cls(parts, file["rate"], file["picture"])

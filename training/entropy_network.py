@@ -238,8 +238,8 @@ class EntropyTransformer(nn.Module):
         outputs: Mapping[str, npt.NDArray[np.int64]],
         steps: Mapping[str, tuple[int, ...]],
         groups: Mapping[str, npt.NDArray[np.int64]],
-        *, width: int = 96, heads: int = 4, vector_blocks: int = 2, spatial_blocks: int = 2,
-        hidden: int = 192, dropout: float = 0.1,
+        *, width: int, vector_blocks: int, spatial_blocks: int, dropout: float,
+        heads: int = 4, hidden: int = 192,
     ) -> None:
         super().__init__()
         self.sizes, self.steps = dict(sizes), dict(steps)

@@ -30,9 +30,7 @@ from training.codec_checkpoint import identity_network, load_codec
 from training.teachers import Faceres
 
 OPSET = 17
-STYLES = ("basic", "enhanced")
-
-
+STYLES = ("basic", "enhanced")  # where the graph of the styles ends: after one layer, after all
 IDENTITY_INPUT = 256  # side of a crop that is large enough for the identity network
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sfic.bundle import MANIFEST, ModelBundle, file_hash
+from sfic.bundle import FORMAT, MANIFEST, ModelBundle, file_hash
 from sfic.entropy.model import GROUP
 from sfic.errors import CheckpointError, ConfigError, SficError
 from sfic.layers import LAYERS
@@ -281,7 +281,11 @@ class BundleMaker:
             report = train_entropy.fit(options, sets, gain_tables(codec))
             (folder / "report.json").write_text(json.dumps(report))
 
-        inputs = {"codec": self.stages.keys["codec"], "config": self.config.get("entropy", {})}
+        inputs = {
+            "codec": self.stages.keys["codec"],
+            "config": self.config.get("entropy", {}),
+            "format": FORMAT,
+        }
         return self.stages.run("entropy", inputs, make)
 
     def make_heads(self, faces: Path, checkpoint: Path) -> Path:
@@ -338,7 +342,7 @@ class BundleMaker:
             (folder / "bundle.md").write_text(card(name, meta, self.config, facts))
 
         keys = {name: self.stages.keys[name] for name in ("prior", "entropy", "heads")}
-        return self.stages.run("bundle", keys, make)
+        return self.stages.run("bundle", {**keys, "format": FORMAT}, make)
 
 
 def make_log(work: Path) -> logging.Logger:

@@ -147,7 +147,9 @@ def grant(
     camera: Camera = "",
     since: Annotated[datetime | None, typer.Option(help="Faces captured from then on.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Faces captured until then.")] = None,
-    layers: Annotated[str, typer.Option(help="Highest layer: middle or enhanced.")] = "enhanced",
+    layers: Annotated[
+        str, typer.Option(help="Highest layer: middle, a whole picture, or enhanced, its detail.")
+    ] = "enhanced",
     decoder: Annotated[str, typer.Option(help="The one decoder that may; empty: any.")] = "",
     hours: Annotated[float, typer.Option(min=0.01, help="When the grant ends.")] = 24.0,
     revoke: Annotated[str, typer.Option(metavar="GRANT_ID", help="End a grant.")] = "",

@@ -21,6 +21,7 @@ its four neighbours before it; within a cell one group of channels a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -134,6 +135,9 @@ class EntropyModel:
             if sum(self._counts[part]) * GROUP != self.sizes[part][0]:
                 raise BundleError(f"steps of {part} do not cover its {self.sizes[part]} symbols")
         self._net = IntegerTransformer(arrays)
+        sides = {self.sizes[part][1:] for part in SPATIAL}
+        if len(sides) != 1 or 4 * len(arrays["net.patch"]) != math.prod(sides.pop()):
+            raise BundleError("spatial codes and patches of the entropy model do not agree")
         self._cells: dict[str, npt.NDArray[np.intp]] = {}  # places [steps, patches, C] of a code
         self._groups: dict[str, list[_Group]] = {}
         for part in SPATIAL:

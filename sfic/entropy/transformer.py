@@ -423,7 +423,7 @@ class _Windows:
                 for at in range(said, len(maps))
                 for dense in maps[at] or ()
             ]
-            self._weights.append(np.concatenate(into, axis=-1) if begin < end else None)
+            self._weights.append(np.concatenate(into, axis=-1))
         bias = np.concatenate([dense.bias for both in maps for dense in both or ()])
         self._start = np.tile(bias, (patches, 1))
 
@@ -441,7 +441,7 @@ class _Windows:
     def _add(self, sums: FloatArray, said: int, cell: FloatArray) -> None:
         weight = self._weights[said]
         live = np.flatnonzero(cell.any(axis=0))
-        if weight is None or not live.size:
+        if not live.size:
             return
         if live.size < LIVE_SHARE * cell.shape[1]:
             weight, cell = weight[:, live], cell[:, live]

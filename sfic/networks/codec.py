@@ -497,7 +497,7 @@ class Coded:
     """What one pass through the codec gives, before the generator."""
 
     latents: dict[str, Tensor]  # decoded z of each layer
-    bits: dict[str, Tensor]  # [N] bits of each layer; "spatial" is part of enhanced
+    bits: dict[str, Tensor]  # [N] bits of each vector, and of "spatial": both spatial codes
     coefficients: dict[str, Tensor]  # [N, 16, K] after each layer
 
 
