@@ -104,7 +104,8 @@ class Row:
     what: str
     identity: Floats  # [n]
     bytes: Floats  # [n]
-    uncoded: Floats  # [n] identity of what the camera gave: what no codec can be above
+    uncoded: Floats  # [n] identity of what the camera gave
+    brightened: Floats  # [n] 1: coded brighter than the camera gave it
 
 
 class Measure:
@@ -116,23 +117,24 @@ class Measure:
 
     def identity(
         self, original: Rgb, conditions: Sequence[Callable[[Rgb], Rgb]]
-    ) -> list[tuple[float, int, float]]:
-        """Cosine, bytes, and cosine before coding, of one original under each condition."""
-        decoded, sizes, given = [], [], []
+    ) -> list[tuple[float, int, float, bool]]:
+        """Of one original under each condition: cosine, bytes, cosine before coding, brightened."""
+        decoded, sizes, given, brightened = [], [], [], []
         for change in conditions:
             crop = change(original)
             given.append(scale(crop, WORKING_SIZE))
-            face = self._codec.encode(crop, self._rate, self._effort)
+            face = self._codec.encode(crop, self._rate, self._effort, brighten=True)
             face = face.up_to(self._layers)
             decoded.append(self._codec.decode(face, self._layers, WORKING_SIZE))
             sizes.append(face.total_bytes)
+            brightened.append(face.brightened > 1.0)
         place = self._judges.place(original[None])
         reference = self._judges.identity(original[None], place)[0]
         cosines, before = (
             [float(self._judges.identity(p[None], place)[0] @ reference) for p in pictures]
             for pictures in (decoded, given)
         )
-        return list(zip(cosines, sizes, before, strict=True))
+        return list(zip(cosines, sizes, before, brightened, strict=True))
 
 
 def by_condition(rows: Sequence[FaceRow], measure: Measure, tell: Tell) -> Iterator[Row]:
@@ -141,7 +143,7 @@ def by_condition(rows: Sequence[FaceRow], measure: Measure, tell: Tell) -> Itera
     for row in tell(rows, "conditions"):
         crop = load_rgb(row.path, WORKING_SIZE)
         found.append(measure.identity(crop, list(CONDITIONS.values())))
-    table = np.array(found, np.float64)  # [pictures, conditions, 3]
+    table = np.array(found, np.float64)  # [pictures, conditions, 4]
     for c, name in enumerate(CONDITIONS):
         yield Row(rows[0].set, name, *table[:, c].T)
 
@@ -153,19 +155,16 @@ def by_label(
     tell: Tell,
 ) -> Iterator[Row]:
     """Clean pictures of one set: all of them, then those that share a label."""
-    identity, sizes, groups = [], [], list[Sequence[str]]()
+    found, groups = [], list[Sequence[str]]()
     for row in tell(rows, rows[0].set):
         crop = load_rgb(row.path, WORKING_SIZE)
-        cosine, size, _ = measure.identity(crop, [CONDITIONS["clean"]])[0]
-        identity.append(cosine)
-        sizes.append(size)
+        found += measure.identity(crop, [CONDITIONS["clean"]])
         groups.append(labels(row, crop))
-    values, counted = np.array(identity, np.float64), np.array(sizes, np.float64)
-    itself = np.ones_like(values)
-    yield Row(rows[0].set, "clean", values, counted, itself)
+    table = np.array(found, np.float64)  # [pictures, 4]
+    yield Row(rows[0].set, "clean", *table.T)
     for name in sorted({label for group in groups for label in group}):
         chosen = np.array([name in group for group in groups])
-        yield Row(rows[0].set, name, values[chosen], counted[chosen], itself[chosen])
+        yield Row(rows[0].set, name, *table[chosen].T)
 
 
 Tell = Callable[[Sequence[FaceRow], str], Iterator[FaceRow]]
@@ -219,6 +218,7 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "high": round(high, 4),
                 "of_clean": round(mean / clean[row.set], 4),
                 "uncoded": round(float(row.uncoded.mean()), 4),
+                "brightened": int(row.brightened.sum()),
                 "flag": count >= FEWEST and high < BELOW * clean[row.set],
             }
         )
@@ -235,6 +235,7 @@ def table(stated: Sequence[dict[str, Any]]) -> str:
         "identity (95 %)",
         "of the set's",
         "uncoded",
+        "brightened",
         "flag",
     ]
     lines = [
@@ -246,6 +247,7 @@ def table(stated: Sequence[dict[str, Any]]) -> str:
             f"{row['identity']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
             f"{100 * row['of_clean']:.0f} %",
             f"{row['uncoded']:.3f}",
+            str(row["brightened"]),
             "**more than 10 % below**" if row["flag"] else "",
         ]
         for row in stated

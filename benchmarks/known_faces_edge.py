@@ -25,17 +25,25 @@ class KnownFaces(Codec):
 
     def __init__(self, bundle: ModelBundle, provider: str = "auto", threads: int = 0) -> None:
         super().__init__(bundle, provider, threads)
-        self._known: dict[tuple[bytes, int, int], EncodedFace] = {}
+        self._known: dict[tuple[bytes, int, int, bool], EncodedFace] = {}
         self._lock = threading.Lock()
 
     def encode(
-        self, crop: Rgb, rate: int = 5, effort: int = 0, target_bytes: int | None = None
+        self,
+        crop: Rgb,
+        rate: int = 5,
+        effort: int = 0,
+        target_bytes: int | None = None,
+        layers: str = "enhanced",
+        brighten: bool = False,
     ) -> EncodedFace:
-        """As the codec's own."""
-        key = (crop.tobytes(), rate, effort)
+        """As the codec's own, of what an edge asks for: a rate, and all layers."""
+        key = (crop.tobytes(), rate, effort, brighten)
         with self._lock:
             if key not in self._known:
-                self._known[key] = super().encode(crop, rate, effort, target_bytes)
+                self._known[key] = super().encode(
+                    crop, rate, effort, target_bytes, layers, brighten
+                )
             return self._known[key]
 
 

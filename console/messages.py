@@ -94,6 +94,7 @@ def face_json(analysis: analytics_pb2.FaceAnalysis, detail: bool = False) -> dic
     if detail:
         shown |= {
             "rate": face.rate,
+            "brightened": _short(face.brightened),
             "frame_number": face.frame_number,
             "model_bundle": face.model_bundle,
             "layer_bytes": list(face.layer_bytes),

@@ -261,11 +261,19 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
                 )
             else:
                 picture = read_picture(frame.encoded, self._limits)
-            rate, effort = frame.rate or self._settings.rate, self._settings.effort
+            settings, rate = self._settings, frame.rate or self._settings.rate
             if frame.aligned:
-                return [self._codec.encode(picture, rate=rate, effort=effort)]
+                return [
+                    self._codec.encode(
+                        picture, rate, settings.effort, brighten=settings.brighten
+                    )
+                ]
             return self._codec.encode_picture(
-                picture, rate=rate, effort=effort, max_faces=self._settings.max_faces
+                picture,
+                rate,
+                settings.effort,
+                max_faces=settings.max_faces,
+                brighten=settings.brighten,
             )
 
     def _info(
@@ -282,6 +290,7 @@ class EdgeIngest(edge_pb2_grpc.EdgeIngestServicer):
             rate=face.rate,
             layer_bytes=[len(layer or b"") for layer in layers],
             edge_id=self._settings.edge_id,
+            brightened=face.brightened if face.brightened > 1.0 else 0.0,
         )
         if face.placement is not None:
             place = face.placement

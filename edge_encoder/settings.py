@@ -89,6 +89,11 @@ class EdgeSettings(NatsSettings):
     effort: int = Field(
         0, ge=0, le=3, title="Effort", description="Time an encoding may take at the same rate."
     )
+    brighten: bool = Field(
+        True,
+        title="Faces in too little light",
+        description="Coded as bright as other faces, and marked; off: as dark as they are.",
+    )
     min_face_score: float = Field(
         0.1,
         ge=0.0,

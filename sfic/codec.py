@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from sfic import exposure
 from sfic.alignment import align
 from sfic.analysis import HEADS, Analysis, SamePerson, read_heads
 from sfic.bundle import ModelBundle
@@ -146,6 +147,7 @@ class Codec:
         effort: int = 0,
         target_bytes: int | None = None,
         layers: str = "enhanced",
+        brighten: bool = False,
     ) -> EncodedFace:
         """Encode an FFHQ-aligned face.
 
@@ -155,7 +157,8 @@ class Codec:
         `target_bytes`: instead of a rate, the most
         that all packets together may have, met within 5 % unless the highest rate has less.
         `layers`: the highest that is made; "basic", all that machine tasks read, takes a fifth of
-        the time.
+        the time. `brighten`: make a face in too little light as bright as others first
+        (`sfic.exposure`).
         Raises InvalidInput when an argument is out of its range, MissingExtra when an effort needs
         the `train` extra.
         """
@@ -164,14 +167,15 @@ class Codec:
             raise InvalidInput(f"effort {effort!r} is not in 0..3")
         if rate not in RATES:
             raise InvalidInput(f"rate {rate!r} is not in 1..9")
+        crop, brightened = exposure.brighten(crop) if brighten else (crop, 1.0)
         face = _Face(self, crop, effort, up_to(layers))
         if target_bytes is not None:
-            return self._encode_to(face, target_bytes)
+            return replace(self._encode_to(face, target_bytes), brightened=brightened)
         coded = self._encode_at(face, rate, face.price)
         while coded.total_bytes > MOST_BYTES and rate > RATES[0]:
             rate -= 1
             coded = self._encode_at(face, rate, face.price)
-        return coded
+        return replace(coded, brightened=brightened)
 
     def encode_picture(
         self,
@@ -181,6 +185,7 @@ class Codec:
         target_bytes: int | None = None,
         max_faces: int = 32,
         layers: str = "enhanced",
+        brighten: bool = True,
     ) -> list[EncodedFace]:
         """Find, align and encode the faces of a picture, RGB uint8 [H, W, 3]; largest first.
 
@@ -190,7 +195,7 @@ class Codec:
 
         def encode_one(face: DetectedFace) -> EncodedFace:
             crop, placement = align(picture, face, size=CROP_SIZE)
-            coded = self.encode(crop, rate, effort, target_bytes, layers)
+            coded = self.encode(crop, rate, effort, target_bytes, layers, brighten)
             return replace(
                 coded,
                 placement=placement,

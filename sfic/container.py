@@ -2,9 +2,11 @@
 
     magic "SFIC", version 1 (one byte), number of faces (varint)
     for each face:
-        flags (one byte)  1: middle follows, 2: enhanced follows, 4: placement, 8: source size
+        flags (one byte)  1: middle follows, 2: enhanced follows, 4: placement, 8: source size,
+                          16: brightened
         face score        float32
         source size       float32, if flagged
+        brightened        float32, 1 or more, if flagged
         placement         width, height (varint), crop -> picture affine as 6 float32, if flagged
         packets           length (varint) and bytes of each, lowest layer first
     CRC-32 of everything before it
@@ -44,8 +46,8 @@ CRC_BYTES: Final = 4
 MAX_FACES: Final = 4096
 MAX_FILE_BYTES: Final = 64 << 20
 MAX_SIDE: Final = (1 << 28) - 1
-HAS_MIDDLE, HAS_ENHANCED, HAS_PLACEMENT, HAS_SOURCE_SIZE = 1, 2, 4, 8
-ALL_FLAGS: Final = 15
+HAS_MIDDLE, HAS_ENHANCED, HAS_PLACEMENT, HAS_SOURCE_SIZE, BRIGHTENED = 1, 2, 4, 8, 16
+ALL_FLAGS: Final = 31
 
 
 def _varint(number: int) -> bytes:
@@ -83,6 +85,9 @@ def _pack_face(face: EncodedFace) -> bytes:
     if face.source_size is not None:
         flags |= HAS_SOURCE_SIZE
         fields.append(_float32(face.source_size, "source size"))
+    if face.brightened != 1.0:
+        flags |= BRIGHTENED
+        fields.append(_float32(face.brightened, "brightened"))
     if face.placement is not None:
         flags |= HAS_PLACEMENT
         for side in (face.placement.width, face.placement.height):
@@ -158,6 +163,9 @@ def _face(reader: _Reader) -> EncodedFace:
         raise PacketError(f"face flags {flags:#04x} in the .sfic file mean nothing")
     face_score = reader.float32("face score")
     source_size = reader.float32("source size") if flags & HAS_SOURCE_SIZE else None
+    brightened = reader.float32("brightened") if flags & BRIGHTENED else 1.0
+    if brightened < 1.0:
+        raise PacketError(f"brightened in the .sfic file is {brightened}, under 1")
     placement = _placement(reader) if flags & HAS_PLACEMENT else None
     held = (True, bool(flags & HAS_MIDDLE), bool(flags & HAS_ENHANCED))
     packets = [
@@ -169,7 +177,9 @@ def _face(reader: _Reader) -> EncodedFace:
     basic, middle, enhanced = packets
     if not basic:
         raise PacketError("basic layer in the .sfic file is empty")
-    face = EncodedFace(basic, middle, enhanced, placement, face_score, source_size)
+    face = EncodedFace(
+        basic, middle, enhanced, placement, face_score, source_size, brightened
+    )
     _check_layers(face)
     return face
 

@@ -25,7 +25,9 @@ class EncodedFace:
     `basic`, `middle`, `enhanced`: packets; the higher ones are None when they are not held.
     `placement`: where the crop lay in its picture, None for a crop without one.
     `face_score`: how usable the face is, 0..1. `source_size`: side of the face crop in the source,
-    in pixels, None when unknown. Raises LayerMissing when enhanced is there and middle is not.
+    in pixels, None when unknown. `brightened`: what the values of a face in too little light were
+    multiplied by before it was coded, 1 for others (`sfic.exposure`). Raises LayerMissing when
+    enhanced is there and middle is not.
     """
 
     basic: bytes
@@ -34,6 +36,7 @@ class EncodedFace:
     placement: Placement | None = None
     face_score: float = 0.0
     source_size: float | None = None
+    brightened: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a gap in the layers; what the packets say is judged when they are read."""

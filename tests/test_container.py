@@ -69,6 +69,7 @@ def test_round_trip_through_path_file_and_bytes(tmp_path: Path) -> None:
             st.none() | st.floats(1, 4096, width=32),
             st.none() | st.tuples(st.integers(1, 10**6), st.floats(1, 4096, width=32)),
             st.integers(1, 9),
+            st.floats(1, 8, width=32),
         ),
         min_size=1,
         max_size=5,
@@ -76,13 +77,14 @@ def test_round_trip_through_path_file_and_bytes(tmp_path: Path) -> None:
 )
 @settings(max_examples=100, deadline=None)
 def test_any_faces_come_back(
-    drawn: list[tuple[int, float, float | None, tuple[int, float] | None, int]],
+    drawn: list[tuple[int, float, float | None, tuple[int, float] | None, int, float]],
 ) -> None:
     faces = []
-    for i, (held, score, size, place, rate) in enumerate(drawn):
+    for i, (held, score, size, place, rate, brightened) in enumerate(drawn):
         placement = place and Placement(((place[1], 0, 0), (0, place[1], 1)), place[0], 9)
         layers = packets(i, rate)[:held]
-        faces.append(EncodedFace(*layers, placement=placement, face_score=score, source_size=size))
+        face = EncodedFace(*layers, placement=placement, face_score=score, source_size=size)
+        faces.append(replace(face, brightened=brightened))
     assert unpack_faces(pack_faces(faces)) == faces
 
 
@@ -94,6 +96,11 @@ def test_floats_keep_a_thousandth_of_a_pixel_of_an_8k_picture() -> None:
     assert face.placement is not None
     assert np.abs(face.placement.affine - placement.affine).max() < 1e-3
     assert pack_faces(unpack_faces(pack_faces([face]))) == pack_faces([face])
+
+
+def test_a_face_is_never_darkened() -> None:
+    with pytest.raises(PacketError, match="brightened"):
+        unpack_faces(pack_faces([replace(FACES[1], brightened=0.5)]))
 
 
 def test_overhead_is_small() -> None:
@@ -156,7 +163,7 @@ def test_odd_files_are_named() -> None:
         resealed(b"SFIC\x01\x82\x00" + body[6:]): "shortest form",
         resealed(b"SFIC\x01\xff\xff\xff\xff\xff\xff"): "shortest form",
         resealed(b"SFIC\x01\x03" + body[6:]): "middle of a field",
-        resealed(body[:6] + b"\x1f" + body[7:]): "flags 0x1f",
+        resealed(body[:6] + b"\x3f" + body[7:]): "flags 0x3f",
         resealed(body[:6] + b"\x02" + body[7:]): "flags 0x02",
         resealed(body[:7] + b"\x00\x00\xc0\x7f" + body[11:]): "finite",
     }

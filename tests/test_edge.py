@@ -159,6 +159,19 @@ async def test_an_aligned_crop_is_coded_without_detection(tmp_path: Path) -> Non
         assert stored.layers[0].data == codec().encode(crop, rate=5).basic
 
 
+@pytest.mark.parametrize(("brighten", "least", "most"), [(True, 2.0, 4.0), (False, 0.0, 0.0)])
+async def test_a_face_in_too_little_light_is_marked(
+    tmp_path: Path, brighten: bool, least: float, most: float
+) -> None:
+    dark = (astronaut_pixels()[0:256, 100:356] * 0.35).astype(np.uint8)
+    async with running_edge(tmp_path, brighten=brighten) as server:
+        (receipt,) = await send_frames(
+            server.address, [frame(0, encode_picture(dark, "PNG"), aligned=True)]
+        )
+    (info,) = receipt.faces
+    assert least <= info.brightened <= most
+
+
 async def test_bad_frames_get_an_error_and_the_stream_goes_on(tmp_path: Path) -> None:
     good, raw = astronaut_jpeg(), edge_pb2.RawFrame
     rgb = raw.FORMAT_RGB8

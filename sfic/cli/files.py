@@ -94,6 +94,9 @@ def encode(
     max_faces: Annotated[
         int, typer.Option(min=1, max=256, help="Encode at most so many faces, the largest.")
     ] = 32,
+    brighten: Annotated[
+        bool, typer.Option(help="Code faces in too little light as bright as others.")
+    ] = True,
     provider: _Provider = Provider.auto,
 ) -> None:
     """Encode the faces of a picture into a .sfic file."""
@@ -112,6 +115,7 @@ def encode(
         "rate": 5 if rate is None else rate,
         "effort": effort,
         "target_bytes": target_bytes,
+        "brighten": brighten,
     }
     if aligned:
         faces = [codec.encode(pixels, **options)]
@@ -223,7 +227,8 @@ def _in_words(face: EncodedFace) -> str:
     """Bytes of each layer, their sum, bits per pixel."""
     parts = " + ".join(f"{name} {len(packet)}" for name, packet in face.layers.items())
     bits = 8 * face.total_bytes
-    return f"{parts} = {face.total_bytes} bytes, {bits / _MEGAPIXEL:.4f} bpp at 1024x1024"
+    dark = f", made {face.brightened:.1f} times brighter" if face.brightened > 1.0 else ""
+    return f"{parts} = {face.total_bytes} bytes, {bits / _MEGAPIXEL:.4f} bpp at 1024x1024{dark}"
 
 
 def _facts(face: EncodedFace) -> dict[str, Any]:
@@ -237,6 +242,7 @@ def _facts(face: EncodedFace) -> dict[str, Any]:
         "source_size": source,
         "rate": face.rate,
         "face_score": face.face_score,
+        "brightened": face.brightened,
         "placement": face.placement.to_dict() if face.placement else None,
     }
 

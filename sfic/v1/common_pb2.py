@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sfic/v1/common.proto\x12\x07sfic.v1\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\x0bLayerPacket\x12\x1d\n\x05layer\x18\x01 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"M\n\tPlacement\x12\x15\n\rcrop_to_frame\x18\x01 \x03(\x01\x12\x13\n\x0b\x66rame_width\x18\x02 \x01(\r\x12\x14\n\x0c\x66rame_height\x18\x03 \x01(\r\"\x92\x02\n\x08\x46\x61\x63\x65Info\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\x11\n\tcamera_id\x18\x02 \x01(\t\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66rame_number\x18\x04 \x01(\x04\x12%\n\tplacement\x18\x05 \x01(\x0b\x32\x12.sfic.v1.Placement\x12\x12\n\nface_score\x18\x06 \x01(\x02\x12\x14\n\x0cmodel_bundle\x18\x07 \x01(\t\x12\x0c\n\x04rate\x18\x08 \x01(\r\x12\x13\n\x0blayer_bytes\x18\t \x03(\r\x12\x0f\n\x07\x65\x64ge_id\x18\n \x01(\t\x12\x15\n\rtrace_context\x18\x0b \x01(\t*U\n\x05Layer\x12\x15\n\x11LAYER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYER_BASIC\x10\x01\x12\x10\n\x0cLAYER_MIDDLE\x10\x02\x12\x12\n\x0eLAYER_ENHANCED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sfic/v1/common.proto\x12\x07sfic.v1\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\x0bLayerPacket\x12\x1d\n\x05layer\x18\x01 \x01(\x0e\x32\x0e.sfic.v1.Layer\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"M\n\tPlacement\x12\x15\n\rcrop_to_frame\x18\x01 \x03(\x01\x12\x13\n\x0b\x66rame_width\x18\x02 \x01(\r\x12\x14\n\x0c\x66rame_height\x18\x03 \x01(\r\"\xa6\x02\n\x08\x46\x61\x63\x65Info\x12\x0f\n\x07\x66\x61\x63\x65_id\x18\x01 \x01(\t\x12\x11\n\tcamera_id\x18\x02 \x01(\t\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66rame_number\x18\x04 \x01(\x04\x12%\n\tplacement\x18\x05 \x01(\x0b\x32\x12.sfic.v1.Placement\x12\x12\n\nface_score\x18\x06 \x01(\x02\x12\x14\n\x0cmodel_bundle\x18\x07 \x01(\t\x12\x0c\n\x04rate\x18\x08 \x01(\r\x12\x13\n\x0blayer_bytes\x18\t \x03(\r\x12\x0f\n\x07\x65\x64ge_id\x18\n \x01(\t\x12\x15\n\rtrace_context\x18\x0b \x01(\t\x12\x12\n\nbrightened\x18\x0c \x01(\x02*U\n\x05Layer\x12\x15\n\x11LAYER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYER_BASIC\x10\x01\x12\x10\n\x0cLAYER_MIDDLE\x10\x02\x12\x12\n\x0eLAYER_ENHANCED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sfic.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LAYER']._serialized_start=482
-  _globals['_LAYER']._serialized_end=567
+  _globals['_LAYER']._serialized_start=502
+  _globals['_LAYER']._serialized_end=587
   _globals['_LAYERPACKET']._serialized_start=66
   _globals['_LAYERPACKET']._serialized_end=124
   _globals['_PLACEMENT']._serialized_start=126
   _globals['_PLACEMENT']._serialized_end=203
   _globals['_FACEINFO']._serialized_start=206
-  _globals['_FACEINFO']._serialized_end=480
+  _globals['_FACEINFO']._serialized_end=500
 # @@protoc_insertion_point(module_scope)

@@ -40,7 +40,7 @@ class Placement(_message.Message):
     def __init__(self, crop_to_frame: _Optional[_Iterable[float]] = ..., frame_width: _Optional[int] = ..., frame_height: _Optional[int] = ...) -> None: ...
 
 class FaceInfo(_message.Message):
-    __slots__ = ("face_id", "camera_id", "capture_time", "frame_number", "placement", "face_score", "model_bundle", "rate", "layer_bytes", "edge_id", "trace_context")
+    __slots__ = ("face_id", "camera_id", "capture_time", "frame_number", "placement", "face_score", "model_bundle", "rate", "layer_bytes", "edge_id", "trace_context", "brightened")
     FACE_ID_FIELD_NUMBER: _ClassVar[int]
     CAMERA_ID_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class FaceInfo(_message.Message):
     LAYER_BYTES_FIELD_NUMBER: _ClassVar[int]
     EDGE_ID_FIELD_NUMBER: _ClassVar[int]
     TRACE_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    BRIGHTENED_FIELD_NUMBER: _ClassVar[int]
     face_id: str
     camera_id: str
     capture_time: _timestamp_pb2.Timestamp
@@ -63,4 +64,5 @@ class FaceInfo(_message.Message):
     layer_bytes: _containers.RepeatedScalarFieldContainer[int]
     edge_id: str
     trace_context: str
-    def __init__(self, face_id: _Optional[str] = ..., camera_id: _Optional[str] = ..., capture_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., frame_number: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., face_score: _Optional[float] = ..., model_bundle: _Optional[str] = ..., rate: _Optional[int] = ..., layer_bytes: _Optional[_Iterable[int]] = ..., edge_id: _Optional[str] = ..., trace_context: _Optional[str] = ...) -> None: ...
+    brightened: float
+    def __init__(self, face_id: _Optional[str] = ..., camera_id: _Optional[str] = ..., capture_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., frame_number: _Optional[int] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., face_score: _Optional[float] = ..., model_bundle: _Optional[str] = ..., rate: _Optional[int] = ..., layer_bytes: _Optional[_Iterable[int]] = ..., edge_id: _Optional[str] = ..., trace_context: _Optional[str] = ..., brightened: _Optional[float] = ...) -> None: ...

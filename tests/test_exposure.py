@@ -1,0 +1,73 @@
+"""Faces in too little light: which are made brighter, by how much, and what it is good for."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sfic
+from sfic.alignment import align
+from sfic.detection import FaceDetector
+from sfic.exposure import CLEAR, DIM, MOST, WANTED, brighten
+from sfic.locations import demo_photograph
+from sfic.pictures import read_picture
+
+Rgb = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def crop() -> Rgb:
+    photograph = read_picture(demo_photograph())
+    return align(photograph, FaceDetector().detect(photograph)[0], size=256)[0]
+
+
+def dim(crop: Rgb, share: float) -> Rgb:
+    """So much of the light, and a sensor's noise."""
+    noise = np.random.default_rng(0).normal(0, 3, crop.shape)
+    return np.clip(255 * (crop / 255) * share ** (1 / 2.2) + noise, 0, 255).astype(np.uint8)
+
+
+def flat(value: int) -> Rgb:
+    return np.full((80, 80, 3), value, np.uint8)
+
+
+def test_a_well_exposed_face_is_left_alone(crop: Rgb) -> None:
+    same, factor = brighten(crop)
+    assert same is crop and factor == 1.0
+
+
+def test_a_dark_face_is_made_as_bright_as_it_was(crop: Rgb) -> None:
+    bright, factor = brighten(dim(crop, 1 / 8))
+    assert 2.0 < factor < 3.0
+    assert abs(float(bright.mean()) - float(crop.mean())) < 15
+
+
+def test_the_edges_of_what_is_dark() -> None:
+    assert brighten(flat(int(CLEAR)))[1] == 1.0
+    assert 1.0 < brighten(flat(int(CLEAR) - 1))[1] < 1.1
+    assert brighten(flat(int(DIM)))[1] == pytest.approx(WANTED / DIM)
+    assert brighten(flat(0))[1] == MOST
+
+
+@given(st.integers(0, 254), st.integers(32, 90))
+def test_more_light_is_never_brightened_more(value: int, side: int) -> None:
+    picture = np.full((side, side, 3), value, np.uint8)
+    (bright, factor), (_, next_factor) = brighten(picture), brighten(picture + np.uint8(1))
+    assert 1.0 <= next_factor <= factor <= MOST
+    assert bright.shape == picture.shape and bright.dtype == np.uint8
+
+
+def test_a_pipeline_knows_a_face_in_an_eighth_of_the_light(crop: Rgb) -> None:
+    codec = sfic.Codec.load(provider="cpu")
+    wanted = codec.analyze(codec.encode(crop).basic).embedding
+
+    def likeness(bright: bool) -> float:
+        face = codec.encode(dim(crop, 1 / 8), layers="basic", brighten=bright)
+        assert (face.brightened > 1.0) == bright
+        return float(codec.analyze(face.basic).embedding @ wanted)
+
+    assert likeness(True) > 0.9
+    assert likeness(True) > likeness(False)
