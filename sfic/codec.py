@@ -56,7 +56,7 @@ _NETWORKS: Final = {
     "encode": (
         "_analysis", "_style_network", "_generator", "_spatial_analysis", "_detector", "_entropy"
     ),
-    "decode": ("_style_network", "_generator", "_correction", "_entropy"),
+    "decode": ("_generator", "_style_network", "_correction", "_entropy"),
     "analyze": ("_heads", "_entropy"),
 }  # fmt: skip
 MOST_BYTES: Final = 1311  # of a face at a rate: 0.01 bit for each of 1024x1024 pixels
@@ -125,15 +125,21 @@ class Codec:
         """Load what these parts need, and run what is quick, so that the first face is not slow."""
         wanted = parts or ("encode", "decode", "analyze")
         names = dict.fromkeys(name for part in wanted for name in _NETWORKS[part])
-        # ONNX Runtime reads and arranges a network on one core.
+        largest = self.sizes[-1] if "decode" in wanted else None
+
+        def load(name: str) -> None:
+            network = getattr(self, name)
+            if name == "_generator":
+                network.load(largest)
+
+        # Reading and arranging a network takes one core.
         with ThreadPoolExecutor(os.cpu_count() or 1, "load") as pool:
-            list(pool.map(lambda name: getattr(self, name), names))
+            list(pool.map(load, names))
         for part in wanted:
             if part == "encode":
                 self.encode(np.zeros((256, 256, 3), np.uint8))
                 self._detector.detect(np.zeros((256, 256, 3), np.uint8))
             elif part == "decode":
-                self._generator.load(self.sizes[-1])
                 self._picture(self._zeros(), self.sizes[0])
             else:
                 self._run_heads(np.zeros((1, self._entropy.sizes["basic"][0]), np.float32))

@@ -130,9 +130,11 @@ class OnnxGenerator:
             return self._in_strips(name, size, styles, features)
         return self._run(name, styles=styles, features=features)
 
-    def load(self, size: int) -> None:
-        """Load what `preview` and `image` of this size need, which is else done when they run."""
+    def load(self, size: int | None = None) -> None:
+        """Load what `preview`, and `image` of this size, need: else done when they first run."""
         self._session(self._preview, None)
+        if size is None:
+            return
         if self._is_cut(size):
             self._session(str(self._cut), None)
         self._session(f"{_IMAGE}{size}", self._cut if self._is_cut(size) else None)

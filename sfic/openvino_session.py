@@ -36,6 +36,7 @@ OPENVINO: Final = "OpenVINO"
 _ROW: Final = "row"  # input of `sfic.generator`'s graph: 0 where all rows are given
 
 _Array = npt.NDArray[Any]
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 _starting = threading.Lock()
@@ -92,14 +93,15 @@ class OpenVinoSession:
         self._network = network if isinstance(network, bytes) else str(network)
         self._threads = threads
         self._lock = threading.Lock()
-        self._compiled: dict[tuple[tuple[str, tuple[int, ...]], ...], _Compiled] = {}
+        self._compiled: dict[_Shapes, _Compiled] = {}
         model = self._read()
         self._inputs = [_described(port) for port in model.inputs]
         self._outputs = [_described(port) for port in model.outputs]
         sides = [side for node in self._inputs for side in node.shape[1:]]
         if all(isinstance(side, int) for side in sides):
             one = {n.name: [1, *map(int, n.shape[1:])] if n.shape else [] for n in self._inputs}
-            self._compiled_for({name: np.zeros(shape) for name, shape in one.items()})
+            given = {name: np.zeros(shape) for name, shape in one.items()}
+            self._compiled[_shapes(given)] = self._compile(model, given)
 
     def get_inputs(self) -> list[_Node]:
         """Names and shapes of the inputs; a free axis is a string."""
@@ -121,10 +123,10 @@ class OpenVinoSession:
             return [np.array(request.get_tensor(name).data) for name in outputs]
 
     def _compiled_for(self, inputs: Mapping[str, _Array]) -> _Compiled:
-        key = tuple(sorted((name, np.shape(value)) for name, value in inputs.items()))
+        key = _shapes(inputs)
         with self._lock:
             if key not in self._compiled:
-                self._compiled[key] = self._compile(inputs)
+                self._compiled[key] = self._compile(self._read(), inputs)
             return self._compiled[key]
 
     def _read(self) -> Any:
@@ -134,8 +136,8 @@ class OpenVinoSession:
             name = "the network" if isinstance(self._network, bytes) else self._network
             raise BundleError(f"cannot load {name}: {error}") from error
 
-    def _compile(self, inputs: Mapping[str, _Array]) -> _Compiled:
-        model = self._read()
+    def _compile(self, model: Any, inputs: Mapping[str, _Array]) -> _Compiled:
+        """Rewrites the model."""
         for port in model.inputs:
             if port.any_name == _ROW and not inputs[_ROW].any():
                 _replace_by_zero(model, port)
@@ -176,6 +178,10 @@ class _Compiled:
                 request.get_tensor(name).data[:] = values
         yield request
         self._free.append(request)
+
+
+def _shapes(inputs: Mapping[str, _Array]) -> _Shapes:
+    return tuple(sorted((name, np.shape(value)) for name, value in inputs.items()))
 
 
 def _described(port: Any) -> _Node:
