@@ -70,9 +70,9 @@ def noise(crop: Rgb) -> Rgb:
     return np.clip(crop + rng.normal(0, 20, crop.shape), 0, 255).astype(np.uint8)
 
 
-def dim(crop: Rgb) -> Rgb:
-    """An eighth of the light, then noise of 4 of 255."""
-    linear = (crop / 255.0) ** 2.2 / 8
+def dim(crop: Rgb, share: float = 1 / 8) -> Rgb:
+    """So much of the light, then noise of 4 of 255."""
+    linear = (crop / 255.0) ** 2.2 * share
     rng = np.random.default_rng(0)
     return np.clip(255 * linear ** (1 / 2.2) + rng.normal(0, 4, crop.shape), 0, 255).astype(
         np.uint8
@@ -90,7 +90,10 @@ CONDITIONS: dict[str, Callable[[Rgb], Rgb]] = {
     "JPEG, quality 30": jpeg,
     "blur": blur,
     "noise": noise,
-    "dim light": dim,
+    "half the light": lambda crop: dim(crop, 1 / 2),
+    "a quarter of the light": lambda crop: dim(crop, 1 / 4),
+    "an eighth of the light": dim,
+    "a sixteenth of the light": lambda crop: dim(crop, 1 / 16),
     "face of 64 px": lambda crop: small(crop, 64),
     "face of 48 px": lambda crop: small(crop, 48),
 }

@@ -25,7 +25,7 @@ class KnownFaces(Codec):
 
     def __init__(self, bundle: ModelBundle, provider: str = "auto", threads: int = 0) -> None:
         super().__init__(bundle, provider, threads)
-        self._known: dict[tuple[bytes, int, int, bool], EncodedFace] = {}
+        self._known: dict[tuple[object, ...], EncodedFace] = {}
         self._lock = threading.Lock()
 
     def encode(
@@ -37,8 +37,8 @@ class KnownFaces(Codec):
         layers: str = "enhanced",
         brighten: bool = False,
     ) -> EncodedFace:
-        """As the codec's own, of what an edge asks for: a rate, and all layers."""
-        key = (crop.tobytes(), rate, effort, brighten)
+        """As the codec's own."""
+        key = (crop.tobytes(), rate, effort, target_bytes, layers, brighten)
         with self._lock:
             if key not in self._known:
                 self._known[key] = super().encode(

@@ -29,7 +29,8 @@ from sfic.alignment import Placement, paste_back
 from sfic.bundles import Codecs
 from sfic.codec import Codec
 from sfic.errors import AccessDenied, InvalidInput, SficError
-from sfic.face import EncodedFace
+from sfic.exposure import darken
+from sfic.face import EncodedFace, brightened
 from sfic.layers import as_layer, up_to
 from sfic.pictures import PictureLimits, read_picture
 from sfic.sealing import TAG_BYTES
@@ -173,7 +174,9 @@ class Painter:
         pixels = codec.synthesise(symbols, rate, layer, wanted.size)  # [size, size, 3]
         done = time.perf_counter()
         self._metrics.synthesis_seconds.labels(level, wanted.size).observe(done - start)
-        frame = None if target is None else paste_back(target[0], pixels, target[1])
+        frame = None
+        if target is not None:
+            frame = paste_back(target[0], darken(pixels, brightened(face.info)), target[1])
         return Painted(
             picture=self._pack(pixels, wanted.format),
             frame=b"" if frame is None else self._pack(frame, wanted.format),

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import BaseModel, ConfigDict, Field
 
+from sfic.face import brightened
 from sfic.v1 import analytics_pb2, common_pb2
 
 __all__ = ["Interval", "SearchForm", "alert_json", "entry_json", "face_json", "layer_name"]
@@ -94,7 +95,7 @@ def face_json(analysis: analytics_pb2.FaceAnalysis, detail: bool = False) -> dic
     if detail:
         shown |= {
             "rate": face.rate,
-            "brightened": _short(face.brightened),
+            "brightened": _short(brightened(face)),
             "frame_number": face.frame_number,
             "model_bundle": face.model_bundle,
             "layer_bytes": list(face.layer_bytes),

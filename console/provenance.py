@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from sfic.face import brightened
 from sfic.v1 import common_pb2
 
 __all__ = ["NOTICE", "Provenance", "captioned_png"]
@@ -53,6 +54,7 @@ class Provenance:
             "sfic:layers": self.layers,
             "sfic:layer_bytes": str(self.layer_bytes),
             "sfic:rate": str(self.face.rate),
+            "sfic:brightened": f"{brightened(self.face):.2f}",
             "sfic:purpose": self.purpose,
             "sfic:requested_by": self.person,
             "sfic:provider": self.provider,
@@ -92,9 +94,12 @@ def _caption(provenance: Provenance) -> tuple[str, ...]:
     face = provenance.face
     captured = face.capture_time.ToDatetime(timezone.utc)
     asked = f" for {provenance.person}" if provenance.person else ""
+    factor = brightened(face)
+    bright = f" · dim light, made {factor:.1f} times brighter" if factor > 1.0 else ""
     return (
         NOTICE[:1].upper() + NOTICE[1:],
-        f"{provenance.layers}, {provenance.layer_bytes} bytes · model bundle {face.model_bundle}",
+        f"{provenance.layers}, {provenance.layer_bytes} bytes · model bundle {face.model_bundle}"
+        f"{bright}",
         f"{face.camera_id}, {captured:%Y-%m-%d %H:%M:%S} UTC · face {face.face_id}",
         f"{provenance.made:%Y-%m-%d %H:%M:%S} UTC{asked}: {provenance.purpose}",
     )

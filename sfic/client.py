@@ -28,6 +28,7 @@ from typing_extensions import Self
 
 from sfic.analysis import PARSING_CLASSES, PARSING_SIZE, Estimate
 from sfic.errors import InvalidInput, Unavailable
+from sfic.face import brightened
 from sfic.service.client import Backoff, from_rpc_error, open_channel, sfic_errors
 from sfic.service.identity import Identity
 from sfic.v1 import analytics_pb2 as pb
@@ -56,7 +57,8 @@ class FaceResult:
     An unknown face (`known` is False) is too poor to be read: its estimates are None, `embedding`
     and `landmarks` empty. `embedding`: unit float32 [D], comparable within one `model_bundle`.
     `gender`: presentation, 0 female .. 1 male. `yaw`, `pitch`, `roll`: degrees. `landmarks`:
-    float32 [68, 2], parts of the crop. `face_score`: as the edge measured it. `cursor`: place in
+    float32 [68, 2], parts of the crop. `face_score`: as the edge measured it. `brightened`: what
+    the edge multiplied a face in too little light by, 1 for others. `cursor`: place in
     the log of results; 0 for one that a search found.
     """
 
@@ -68,6 +70,7 @@ class FaceResult:
     analysed: datetime
     known: bool
     face_score: float
+    brightened: float
     model_bundle: str
     visit_id: str
     embedding: NDArray[np.float32]
@@ -114,6 +117,7 @@ class FaceResult:
             analysed=_datetime(message.analysed_time),
             known=known,
             face_score=face.face_score,
+            brightened=brightened(face),
             model_bundle=face.model_bundle,
             visit_id=message.visit_id,
             embedding=np.array(message.embedding, np.float32),

@@ -159,9 +159,9 @@ class Codec:
 
         `crop`: RGB uint8 [S, S, 3], any S from 32. `rate`: 1..9, more bytes and fidelity; a face
         that would be over 1,311 bytes (0.01 bit a pixel) is coded at the next lower rate.
-        `effort`: 0..3, more time spent on choosing symbols; `training/LOG.md` says what it gains.
-        `target_bytes`: instead of a rate, the most
-        that all packets together may have, met within 5 % unless the highest rate has less.
+        `effort`: 0..3, more time spent on choosing symbols; docs/figures/effort.md has what it
+        gains. `target_bytes`: instead of a rate, the most that all packets together may have, met
+        within 5 % unless the highest rate has less.
         `layers`: the highest that is made; "basic", all that machine tasks read, takes a fifth of
         the time. `brighten`: make a face in too little light as bright as others first
         (`sfic.exposure`).
@@ -196,7 +196,8 @@ class Codec:
         """Find, align and encode the faces of a picture, RGB uint8 [H, W, 3]; largest first.
 
         An empty list when there is none. Each face knows its place, its score and its source size.
-        Arguments as in `encode`.
+        Arguments as in `encode`; faces in too little light are made brighter unless `brighten` is
+        False.
         """
 
         def encode_one(face: DetectedFace) -> EncodedFace:

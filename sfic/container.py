@@ -6,7 +6,7 @@
                           16: brightened
         face score        float32
         source size       float32, if flagged
-        brightened        float32, 1 or more, if flagged
+        brightened        float32, over 1, if flagged
         placement         width, height (varint), crop -> picture affine as 6 float32, if flagged
         packets           length (varint) and bytes of each, lowest layer first
     CRC-32 of everything before it
@@ -48,6 +48,7 @@ MAX_FILE_BYTES: Final = 64 << 20
 MAX_SIDE: Final = (1 << 28) - 1
 HAS_MIDDLE, HAS_ENHANCED, HAS_PLACEMENT, HAS_SOURCE_SIZE, BRIGHTENED = 1, 2, 4, 8, 16
 ALL_FLAGS: Final = 31
+_UNCHANGED: Final = struct.pack("<f", 1.0)
 
 
 def _varint(number: int) -> bytes:
@@ -85,9 +86,10 @@ def _pack_face(face: EncodedFace) -> bytes:
     if face.source_size is not None:
         flags |= HAS_SOURCE_SIZE
         fields.append(_float32(face.source_size, "source size"))
-    if face.brightened != 1.0:
+    brightened = _float32(face.brightened, "brightened")
+    if brightened != _UNCHANGED:
         flags |= BRIGHTENED
-        fields.append(_float32(face.brightened, "brightened"))
+        fields.append(brightened)
     if face.placement is not None:
         flags |= HAS_PLACEMENT
         for side in (face.placement.width, face.placement.height):
@@ -164,8 +166,8 @@ def _face(reader: _Reader) -> EncodedFace:
     face_score = reader.float32("face score")
     source_size = reader.float32("source size") if flags & HAS_SOURCE_SIZE else None
     brightened = reader.float32("brightened") if flags & BRIGHTENED else 1.0
-    if brightened < 1.0:
-        raise PacketError(f"brightened in the .sfic file is {brightened}, under 1")
+    if flags & BRIGHTENED and brightened <= 1.0:
+        raise PacketError(f"brightened in the .sfic file is {brightened}, not over 1")
     placement = _placement(reader) if flags & HAS_PLACEMENT else None
     held = (True, bool(flags & HAS_MIDDLE), bool(flags & HAS_ENHANCED))
     packets = [

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sfic.alignment import paste_back
+from sfic.exposure import darken
+from sfic.face import brightened
 from sfic.layers import LAYERS
 from sfic.pictures import read_picture
 from sfic.sampling import sample_square
@@ -54,7 +56,8 @@ def write_pictures(frames: Sequence[DemoFrame], output: Path) -> list[Path]:
             }
             for name, pixels in {"original": original, **decoded}.items():
                 _save(Image.fromarray(pixels), folder / f"{name}.png")
-            pasted = paste_back(pasted, decoded[LAYERS[-1]], face.placement)
+            dark = darken(decoded[LAYERS[-1]], brightened(face.info))
+            pasted = paste_back(pasted, dark, face.placement)
             if len(rows) < _ROWS:
                 rows.append(_row(original, decoded, face))
         if frame.faces:
@@ -131,6 +134,9 @@ def _row(
     """Original and the three levels side by side, each with its caption."""
     sizes = np.cumsum(face.info.layer_bytes)
     captions = [("original", f"{face.placement.source_size:.0f} px wide in the photograph")]
+    factor = brightened(face.info)
+    if factor > 1.0:
+        captions[0] = ("original", f"{captions[0][1]}; dim: coded {factor:.1f} times brighter")
     for name, plus, total in zip(LAYERS, ("", "+ middle", "+ enhanced"), sizes, strict=True):
         captions.append((plus or name, f"{total} bytes, {total * _BITS_PER_PIXEL:.4f} bpp"))
     panels = [original, *(decoded[name] for name in LAYERS)]

@@ -53,6 +53,7 @@ COLUMNS: Final[dict[str, Callable[[FaceResult], Any]]] = {
     "analysed": lambda r: r.analysed,
     "known": lambda r: r.known,
     "face_score": lambda r: r.face_score,
+    "brightened": lambda r: r.brightened,
     "visit_id": lambda r: r.visit_id or None,
     "model_bundle": lambda r: r.model_bundle,
     **_estimates(),

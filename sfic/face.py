@@ -5,6 +5,7 @@ Pure data. Coding belongs in `sfic.codec`, files of faces in `sfic.container`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from sfic.packet import PacketHeader, parse_header
 
 if TYPE_CHECKING:
     from sfic.alignment import Placement
+    from sfic.v1.common_pb2 import FaceInfo
 
-__all__ = ["EncodedFace"]
+__all__ = ["EncodedFace", "brightened"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class EncodedFace:
     `face_score`: how usable the face is, 0..1. `source_size`: side of the face crop in the source,
     in pixels, None when unknown. `brightened`: what the values of a face in too little light were
     multiplied by before it was coded, 1 for others (`sfic.exposure`). Raises LayerMissing when
-    enhanced is there and middle is not.
+    enhanced is there and middle is not, InvalidInput for a factor under 1.
     """
 
     basic: bytes
@@ -44,6 +46,8 @@ class EncodedFace:
             raise InvalidInput("an encoded face has at least a basic layer")
         if self.enhanced is not None and self.middle is None:
             raise LayerMissing("an enhanced layer without its middle layer cannot be decoded")
+        if not (math.isfinite(self.brightened) and self.brightened >= 1.0):
+            raise InvalidInput(f"a face is brightened by 1 or more, not {self.brightened}")
 
     @property
     def header(self) -> PacketHeader:
@@ -83,3 +87,8 @@ class EncodedFace:
             middle=self.middle if height >= 1 else None,
             enhanced=self.enhanced if height >= 2 else None,
         )
+
+
+def brightened(info: FaceInfo) -> float:
+    """`EncodedFace.brightened` as a message has it, which leaves out what was not changed."""
+    return max(float(info.brightened), 1.0)

@@ -90,6 +90,7 @@ class Edge:
                 rate=5,
                 layer_bytes=[len(packet) for packet in face.layers.values()],
                 edge_id=self.service.settings.edge_id,
+                brightened=face.brightened if face.brightened > 1.0 else 0.0,
             )
             info.capture_time.FromNanoseconds(int(captured * 1e9))
             if with_placement and face.placement is not None:

@@ -25,6 +25,7 @@ from sfic.cli import main
 from sfic.container import read_container
 from sfic.healthcheck import serves, serves_page
 from sfic.locations import demo_photograph
+from sfic.pictures import read_picture
 from sfic.processes import free_address
 
 ROOT = Path(__file__).parent.parent
@@ -262,6 +263,18 @@ def test_rate_target_and_aligned_do_what_they_say(sfic: Any, tmp_path: Path) -> 
     wanted = total("--rate", 4)
     assert abs(total("--target-bytes", wanted) - wanted) <= 0.06 * wanted
     assert total("--aligned") != total()
+
+
+def test_a_face_in_dim_light_is_coded_brighter_and_says_so(sfic: Any, tmp_path: Path) -> None:
+    dark = (read_picture(demo_photograph()) * 0.4).astype(np.uint8)
+    picture, target = tmp_path / "dark.png", tmp_path / "dark.sfic"
+    Image.fromarray(dark).save(picture)
+    for option, least, words in (("--brighten", 1.5, True), ("--no-brighten", 1.0, False)):
+        told = sfic("encode", picture, "-o", target, option).out
+        assert ("times brighter" in told) == words
+        assert ("times brighter" in sfic("info", target).out) == words
+        (face,) = json.loads(sfic("info", target, "--json").out)["faces"]
+        assert face["brightened"] >= least and (face["brightened"] > 1.0) == words
 
 
 def test_analyze_reads_the_basic_layer_alone(sfic: Any, face_file: Path, tmp_path: Path) -> None:

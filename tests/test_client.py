@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,9 @@ async def test_export(tmp_path: Path) -> None:
         AnalyticsClient(address) as client,
     ):
         await edge.keep([face], captured=1000.5)
-        await edge.keep([face], captured=2000.0, score=0.1)
+        await edge.keep([replace(face, brightened=2.5)], captured=2000.0, score=0.1)
         known, unknown = await kept(client, 2)
+        assert (known.brightened, unknown.brightened) == (1.0, 2.5)
         target = tmp_path / "results.csv"
         assert await export_results(client.results(follow=False), target, "csv") == 2
         rows = list(csv.DictReader(target.open(newline="")))
@@ -216,6 +218,7 @@ async def test_export(tmp_path: Path) -> None:
         assert known.age is not None
         assert float(rows[0]["age"]) == pytest.approx(known.age.value, rel=1e-5)
         assert (rows[0]["known"], rows[1]["known"], rows[1]["age"]) == ("true", "false", "")
+        assert [float(row["brightened"]) for row in rows] == [1.0, 2.5]
         assert (rows[0]["expression"], rows[1]["expression"]) == (known.expression, "")
         assert known.glasses is not None
         assert float(rows[0]["glasses"]) == pytest.approx(known.glasses.value, rel=1e-5)

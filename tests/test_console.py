@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import pytest_asyncio
 from console_rig import Rig, client_of, console_settings, running_rig
 from PIL import Image
-from service_rig import eventually
+from service_rig import encoded_faces, eventually
 from services_util import astronaut_jpeg, empty_jpeg
 
 from console.provenance import NOTICE
@@ -185,7 +186,8 @@ async def test_a_failure_comes_after_what_was_sent(rig: Rig) -> None:
 
 
 async def test_a_downloaded_picture_says_what_it_is(rig: Rig) -> None:
-    (kept,) = await rig.keep(camera_id="gate")
+    dim = replace(encoded_faces()[0], brightened=2.5)
+    (kept,) = await rig.edge.keep([dim], camera_id="gate")
     async with client_of(rig.console) as client:
         form = {"purpose": "Fall 7: Prüfung", "size": "256", "highest": "middle"}
         answer = await client.post(f"/api/faces/{kept}/picture.png", data=form)
@@ -196,6 +198,7 @@ async def test_a_downloaded_picture_says_what_it_is(rig: Rig) -> None:
     text = dict(image.text)  # type: ignore[attr-defined]
     assert text["Warning"] == NOTICE
     assert text["sfic:layers"] == "basic+middle"
+    assert text["sfic:brightened"] == "2.50"
     assert text["sfic:purpose"] == "Fall 7: Prüfung"
     assert (text["sfic:face_id"], text["sfic:camera"]) == (kept, "gate")
     assert re.fullmatch("[0-9a-f]{16}", text["sfic:model_bundle"])

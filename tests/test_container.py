@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +99,20 @@ def test_floats_keep_a_thousandth_of_a_pixel_of_an_8k_picture() -> None:
     assert pack_faces(unpack_faces(pack_faces([face]))) == pack_faces([face])
 
 
-def test_a_face_is_never_darkened() -> None:
+@pytest.mark.parametrize("factor", [0.0, 0.5, -1.0, float("nan"), float("inf")])
+def test_a_face_is_never_darkened(factor: float) -> None:
+    with pytest.raises(InvalidInput, match="brightened"):
+        replace(FACES[1], brightened=factor)
+    good = pack_faces([replace(FACES[1], brightened=2.0)])
+    at = good.index(struct.pack("<f", 2.0))
+    broken = good[:at] + struct.pack("<f", factor) + good[at + 4 : -4]
     with pytest.raises(PacketError, match="brightened"):
-        unpack_faces(pack_faces([replace(FACES[1], brightened=0.5)]))
+        unpack_faces(resealed(broken))
+
+
+def test_a_factor_that_rounds_to_1_is_none() -> None:
+    plain = pack_faces([FACES[1]])
+    assert pack_faces([replace(FACES[1], brightened=1 + 1e-9)]) == plain
 
 
 def test_overhead_is_small() -> None:

@@ -210,6 +210,18 @@ async def test_paste_back_into_a_frame_and_into_black(tmp_path: Path) -> None:
     assert not bare[-1].any(), "black around the face"
 
 
+async def test_a_brightened_face_goes_back_as_dark_as_it_was(tmp_path: Path) -> None:
+    face = encoded_faces()[0]
+    async with running_edge(tmp_path) as edge, running_decoder(edge.address) as decoder:
+        ids = await edge.keep([face, replace(face, brightened=2.0)])
+        query = {"highest": BASIC, "paste_back": True}
+        plain, dim = [(await decoder.pictures(face_id, **query))[0] for face_id in ids]
+    assert dim.face.brightened == 2.0
+    np.testing.assert_array_equal(read_picture(dim.picture), read_picture(plain.picture))
+    wanted = read_picture(plain.frame).astype(float) / 2
+    assert np.abs(read_picture(dim.frame) - wanted).max() <= 2.0
+
+
 async def test_wrong_requests_are_refused_by_field(tmp_path: Path) -> None:
     async with running_decoder(free_address(), max_frame_pixels=4096) as decoder:
         for request, field in (

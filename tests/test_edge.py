@@ -163,13 +163,18 @@ async def test_an_aligned_crop_is_coded_without_detection(tmp_path: Path) -> Non
 async def test_a_face_in_too_little_light_is_marked(
     tmp_path: Path, brighten: bool, least: float, most: float
 ) -> None:
-    dark = (astronaut_pixels()[0:256, 100:356] * 0.35).astype(np.uint8)
+    dark = (astronaut_pixels() * 0.35).astype(np.uint8)
+    crop = np.ascontiguousarray(dark[0:256, 100:356])
+    frames = [
+        frame(0, encode_picture(dark, "PNG")), frame(1, encode_picture(crop, "PNG"), aligned=True)
+    ]  # fmt: skip
     async with running_edge(tmp_path, brighten=brighten) as server:
-        (receipt,) = await send_frames(
-            server.address, [frame(0, encode_picture(dark, "PNG"), aligned=True)]
-        )
-    (info,) = receipt.faces
-    assert least <= info.brightened <= most
+        receipts = await send_frames(server.address, frames)
+        for receipt in receipts:
+            (info,) = receipt.faces
+            assert least <= info.brightened <= most
+            (stored,) = (await fetch(server.address, [info.face_id])).faces
+            assert stored.info.brightened == info.brightened
 
 
 async def test_bad_frames_get_an_error_and_the_stream_goes_on(tmp_path: Path) -> None:

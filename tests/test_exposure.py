@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import sfic
 from sfic.alignment import align
 from sfic.detection import FaceDetector
-from sfic.exposure import CLEAR, DIM, MOST, WANTED, brighten
+from sfic.exposure import CLEAR, DIM, MOST, WANTED, brighten, darken
 from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
 
@@ -42,7 +42,30 @@ def test_a_well_exposed_face_is_left_alone(crop: Rgb) -> None:
 def test_a_dark_face_is_made_as_bright_as_it_was(crop: Rgb) -> None:
     bright, factor = brighten(dim(crop, 1 / 8))
     assert 2.0 < factor < 3.0
-    assert abs(float(bright.mean()) - float(crop.mean())) < 15
+    assert abs(float(bright.mean()) - float(crop.mean())) < 20
+
+
+def test_half_the_light_is_a_picture_as_others_and_less_of_it_is_never_darker(crop: Rgb) -> None:
+    shares = [1 / 2, 1 / 3, 1 / 4, 1 / 8, 1 / 16]
+    means = [float(brighten(dim(crop, share))[0].mean()) for share in shares]
+    assert min(means[1:]) > means[0] - 5
+
+
+@pytest.mark.parametrize("light", [(1.0, 0.4, 0.2), (0.2, 0.3, 1.0)])
+def test_coloured_light_keeps_its_hue(crop: Rgb, light: tuple[float, float, float]) -> None:
+    tinted = (dim(crop, 1 / 8) * np.array(light)).astype(np.uint8)
+    bright, factor = brighten(tinted)
+    assert factor > 2.0
+    assert (bright == 255).mean() < 0.02
+    before, after = tinted.mean(axis=(0, 1)), bright.mean(axis=(0, 1))
+    np.testing.assert_allclose(after / after.max(), before / before.max(), atol=0.03)
+
+
+def test_darken_undoes_it(crop: Rgb) -> None:
+    dark = dim(crop, 1 / 8)
+    bright, factor = brighten(dark)
+    assert np.abs(darken(bright, factor).astype(int) - dark).mean() < 1
+    assert darken(bright, 1.0) is bright
 
 
 def test_the_edges_of_what_is_dark() -> None:
@@ -71,3 +94,15 @@ def test_a_pipeline_knows_a_face_in_an_eighth_of_the_light(crop: Rgb) -> None:
 
     assert likeness(True) > 0.9
     assert likeness(True) > likeness(False)
+
+
+def test_a_photograph_in_dim_light_is_coded_bright_unless_told_otherwise() -> None:
+    codec = sfic.Codec.load(provider="cpu")
+    dark = dim(read_picture(demo_photograph()), 1 / 8)
+    (bright,) = codec.encode_picture(dark)
+    (as_it_is,) = codec.encode_picture(dark, brighten=False)
+    assert bright.brightened > 2.0 and as_it_is.brightened == 1.0
+    pictures = [codec.decode(face, size=128).mean() for face in (bright, as_it_is)]
+    assert pictures[0] > 1.5 * pictures[1]
+    fitted = codec.encode_picture(dark, target_bytes=200)[0]
+    assert fitted.brightened == bright.brightened and fitted.total_bytes <= 200

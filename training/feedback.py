@@ -3,12 +3,10 @@
     python -m training.feedback [--bundle models] [--faces 200] [--rates 3 5 7] [--effort 3]
 
 Encodes training faces with the trained codec, as they are (not augmented), and keeps the symbols as
-latents in `SFIC_CACHE/feedback-BUNDLE-EFFORT.npz`. `feedback_loss` then draws the one-pass latents
-of the same faces to where they round to the same symbols; a run of training adds it to its
-objective for some faces a step, beside the others:
-
-    drawn = kept.draw(rng, count)
-    losses["feedback"] = feedback_loss(codec, generator, drawn, pictures, embeddings)
+latents in `SFIC_CACHE/feedback-BUNDLE-EFFORT.npz`. A run of `training.train_codec` whose
+configuration names that file (`feedback`, `feedback_faces`, `losses.feedback`; see
+`training/configs/codec-v7-feedback.toml`) then draws the one-pass latents of some faces a step to
+where they round to the same symbols, beside its other losses.
 
 Resumable: what is kept is not made again.
 """
@@ -16,6 +14,7 @@ Resumable: what is kept is not made again.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,17 +68,19 @@ def feedback_loss(
     found: Found,
     pictures: npt.NDArray[np.uint8],
     embeddings: npt.NDArray[np.float32],
+    parts: Sequence[str] = CODED,
 ) -> Tensor:
     """How far one-pass values are from rounding to the symbols found, in squared steps, mean.
 
-    `pictures`, `embeddings`: of all training faces. The spatial code is compared beside the styles
-    that were found, for which it was made.
+    `pictures`, `embeddings`: of all training faces. `parts`: those that are in training. The
+    spatial code is compared beside the styles that were found, for which it was made.
     """
     crop = to_tensor(np.array(pictures[found.picture]))
     rows = torch.from_numpy(embeddings[found.picture]) if codec.shape.identity else None
     t = torch.from_numpy(RATE_POSITIONS[found.rate - 1]).float()
     wanted = {name: torch.from_numpy(values) for name, values in found.latents.items()}
-    have = codec.analyse(resize(crop, codec.shape.picture), rows)
+    with torch.set_grad_enabled(any(name in LAYERS for name in parts)):
+        have = codec.analyse(resize(crop, codec.shape.picture), rows)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         latents = {name: wanted[name] for name in LAYERS}
         styles = codec.whitening.to_styles(codec.coefficients(latents)["enhanced"])
@@ -93,7 +94,7 @@ def feedback_loss(
     gains = {name: codec.gains[name](t).detach() for name in LAYERS}
     gains["coarse"], gains["fine"] = gain.tensor_split(split, dim=1)
     total = torch.zeros(())
-    for name in CODED:
+    for name in parts:
         steps = gains[name]
         off = ((have[name] - wanted[name]) * steps).abs() - 0.5  # at most 0 where both round alike
         total = total + F.relu(off).square().mean()

@@ -25,12 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfic.entropy.transformer import SPATIAL
+from sfic.errors import ConfigError
 from sfic.networks.codec import KNOTS, LAYERS, FaceCodec, agree, at_rate, quantise
 from sfic.networks.efficientnet import EfficientNetLite0
-from training.codec_checkpoint import widened
+from training.codec_checkpoint import CODED, widened
 from training.codec_data import Batch, Batches, resize, to_tensor
 from training.codec_start import start_from_bundle
 from training.data import cache_dir
+from training.feedback import Found, feedback_loss
 from training.materials import Materials, shipped_materials
 from training.settings import read_config
 from training.teachers import Box, crop_and_resize
@@ -173,6 +176,11 @@ class Trainer:
         )
         self.weights = RateWeights(config["lambda_start"], config["lambda_step"])
         self._set_prices()
+        self.found: Found | None = None
+        if "feedback" in config:  # the name of a file of `training.feedback`
+            if "feedback" not in config["losses"] or config.get("feedback_faces", 0) < 1:
+                raise ConfigError("feedback needs a weight, losses.feedback, and feedback_faces")
+            self.found = Found.load(cache_dir() / config["feedback"])
         self.step = 0
         self.seconds = 0.0
         self.average = {k: v.clone() for k, v in self.codec.state_dict().items()}
@@ -461,6 +469,12 @@ class Trainer:
                 known = torch.from_numpy(np.array(self.fake_styles[fake]))
                 losses |= self.fake_losses(known, {k: v[n:] for k, v in z.items()})
         losses |= self.spatial_losses(batch, t, noise, styles, features, preview)
+        if self.found is not None:
+            losses["feedback"] = feedback_loss(
+                codec, self.generator, self.found.draw(self.rng, c["feedback_faces"]),
+                self.materials.pictures, self.targets["embedding"],
+                CODED if c["styles"] else SPATIAL,
+            )
         total = sum(
             (c["losses"][name] * value for name, value in losses.items() if name in c["losses"]),
             torch.zeros(()),

@@ -260,7 +260,7 @@ export function faceView(id) {
       h('section', { class: 'panel-box' }, h('h2', {}, t('face.facts')), h('dl', { class: 'facts-list' },
         fact(t('fact.camera'), face.camera), fact(t('fact.edge'), face.edge), fact(t('fact.captured'), moment(face.captured)),
         fact(t('fact.frame'), number(face.frame_number)), fact(t('fact.score'), percent(face.score)), fact(t('fact.rate'), number(face.rate)),
-        face.brightened ? fact(t('fact.brightened'), t('fact.brightened.by', { factor: number(face.brightened, 1) })) : null,
+        face.brightened > 1 ? fact(t('fact.brightened'), t('fact.brightened.by', { factor: number(face.brightened, 1) })) : null,
         face.frame ? fact(t('fact.size'), `${face.frame[0]} × ${face.frame[1]}`) : null,
         fact(t('fact.bundle'), h('code', {}, face.model_bundle)), fact(t('fact.id'), h('code', {}, face.id)))));
   }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sfic.analysis import Analysis, Estimate
     from sfic.face import EncodedFace
 
-__all__ = ["LayerName", "Provider", "Size", "add_to", "save_picture"]
+__all__ = ["LayerName", "Provider", "Size", "add_to", "made_brighter", "save_picture"]
 
 _MEGAPIXEL = 1024 * 1024
 _SIDE_BY_SIDE = 4  # faces in one table of results
@@ -87,8 +87,8 @@ def encode(
         typer.Option(
             min=0,
             max=3,
-            help="Time to spend at the same rate. 1 saves a tenth of the bytes; 2 and 3 need torch "
-            "and do not pay yet.",
+            help="Time to spend. 1 saves a twentieth of the bytes, and no more than that is worth; "
+            "2 and 3 need torch, take 10 and 40 s, and do not pay yet.",
         ),
     ] = 0,
     max_faces: Annotated[
@@ -223,11 +223,16 @@ def _check_suffix(path: Path) -> None:
         raise InvalidInput(f"{path}: write to a file that ends in {', '.join(known)}")
 
 
+def made_brighter(factor: float) -> str:
+    """What is said of a face that was brightened before it was coded; of others, nothing."""
+    return f", made {factor:.1f} times brighter" if factor > 1.0 else ""
+
+
 def _in_words(face: EncodedFace) -> str:
     """Bytes of each layer, their sum, bits per pixel."""
     parts = " + ".join(f"{name} {len(packet)}" for name, packet in face.layers.items())
     bits = 8 * face.total_bytes
-    dark = f", made {face.brightened:.1f} times brighter" if face.brightened > 1.0 else ""
+    dark = made_brighter(face.brightened)
     return f"{parts} = {face.total_bytes} bytes, {bits / _MEGAPIXEL:.4f} bpp at 1024x1024{dark}"
 
 

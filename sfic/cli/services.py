@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfic.cli.files import LayerName, Provider, Size
+from sfic.cli.files import LayerName, Provider, Size, made_brighter
 from sfic.cli.security import CaFile, IdentityPrefix, TokenFile, identity_of
 from sfic.errors import InvalidInput, MissingExtra, NoFaceFound, SficError
 
@@ -200,6 +200,7 @@ def camera(
     import asyncio
 
     from sfic.camera import Camera
+    from sfic.face import brightened
     from sfic.sources import open_source
 
     _quiet_logs()
@@ -231,7 +232,10 @@ def camera(
             )
             for face in receipt.faces:
                 sizes = " + ".join(map(str, face.layer_bytes))
-                typer.echo(f"  {face.face_id}  {sizes} bytes, face score {face.face_score:.2f}")
+                dark = made_brighter(brightened(face))
+                typer.echo(
+                    f"  {face.face_id}  {sizes} bytes, face score {face.face_score:.2f}{dark}"
+                )
         return frames, taken, faces
 
     frames, taken, faces = asyncio.run(send())
@@ -275,6 +279,7 @@ def reconstruct(
         raise InvalidInput(f"{output}: write to a file that ends in .png or .jpg")
     import asyncio
 
+    from sfic.face import brightened
     from sfic.service.client import open_channel, sfic_errors
     from sfic.v1 import decoder_pb2, decoder_pb2_grpc
 
@@ -302,6 +307,7 @@ def reconstruct(
     typer.echo(
         f"wrote {output} ({answer.width}x{answer.height}, {layers.value} from "
         f"{answer.layer_bytes} bytes, {answer.fetched_bytes} of them fetched now)"
+        f"{made_brighter(brightened(answer.face))}"
     )
     typer.echo(
         f"fetch {answer.fetch_ms:.0f} ms, decode {answer.decode_ms:.0f} ms, "
