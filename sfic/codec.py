@@ -32,7 +32,6 @@ from sfic.face import EncodedFace
 from sfic.face_score import face_score
 from sfic.generator import OnnxGenerator, agree, to_rgb
 from sfic.layers import LAYERS, Layer, as_layer, up_to
-from sfic.locations import models_dir
 from sfic.onnx_outputs import output_names
 from sfic.packet import RATES, PacketHeader, open_packet, parse_header, seal_packet, verify
 from sfic.runtime import OPENVINO, choose_provider, make_session
@@ -446,10 +445,12 @@ class Codec:
         return np.zeros((1, *self._entropy.sizes[part]), np.float32)
 
     def _session(self, name: str, *, arena: bool = False) -> Any:
-        # Only synthesis is worth a GPU: the other networks take a few milliseconds on one core.
-        chosen = choose_provider(self._provider)
-        provider = "openvino" if chosen == OPENVINO else "cpu"
-        return make_session(self.bundle.path(name), provider, self._threads, arena=arena)
+        return make_session(self.bundle.path(name), self._cpu_provider, self._threads, arena=arena)
+
+    @property
+    def _cpu_provider(self) -> str:
+        """Of all but synthesis: the other networks take a few milliseconds on one core."""
+        return "openvino" if choose_provider(self._provider) == OPENVINO else "cpu"
 
     @cached_property
     def _analysis(self) -> Any:
@@ -491,8 +492,7 @@ class Codec:
 
     @cached_property
     def _detector(self) -> FaceDetector:
-        root = models_dir()
-        return FaceDetector(root / "detector.onnx", root / "landmarks.onnx", threads=self._threads)
+        return FaceDetector(threads=self._threads, provider=self._cpu_provider)
 
     @cached_property
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -75,13 +75,16 @@ class FaceDetector:
         detector: Path | None = None,
         landmarks: Path | None = None,
         threads: int = 1,
+        provider: str = "cpu",
     ) -> None:
         """Load both networks (by default from `models/`) on the CPU with `threads` threads each.
 
+        `provider`: of the landmark network, "cpu" or "openvino" (`sfic.runtime`), in float32 both.
         Raises `BundleError` if a model file is missing or damaged.
         """
-        self._detector = _load(detector or models_dir() / "detector.onnx", threads)
-        self._landmarks = _load(landmarks or models_dir() / "landmarks.onnx", threads)
+        # Tiles have many shapes, for each of which OpenVINO would compile the network anew.
+        self._detector = _load(detector or models_dir() / "detector.onnx", "cpu", threads)
+        self._landmarks = _load(landmarks or models_dir() / "landmarks.onnx", provider, threads)
 
     def detect(
         self, rgb: NDArray[np.uint8], max_faces: int = 32, min_size: float = 40.0
@@ -174,11 +177,11 @@ class FaceDetector:
         )
 
 
-def _load(path: Path, threads: int) -> Any:
+def _load(path: Path, provider: str, threads: int) -> Any:
     if not Path(path).is_file():
         raise BundleError(f"model file is missing: {path}")
     try:
-        return make_session(path, "cpu", threads)
+        return make_session(path, provider, threads, exact=True)
     except BundleError as error:
         raise BundleError(f"model file is damaged: {path}") from error
 

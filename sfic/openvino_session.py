@@ -85,13 +85,15 @@ class OpenVinoSession:
     others when it first sees them. It runs in bfloat16 where the CPU has it, else in float32.
     """
 
-    def __init__(self, network: Path | bytes, threads: int = 0) -> None:
+    def __init__(self, network: Path | bytes, threads: int = 0, *, exact: bool = False) -> None:
         """Read a network, a file or its bytes. `threads`: of one run, 0: all cores.
 
-        Raises BundleError when it cannot be read, MissingExtra without OpenVINO.
+        `exact`: in float32 everywhere. Raises BundleError when it cannot be read, MissingExtra
+        without OpenVINO.
         """
         self._network = network if isinstance(network, bytes) else str(network)
         self._threads = threads
+        self._exact = exact
         self._lock = threading.Lock()
         self._compiled: dict[_Shapes, _Compiled] = {}
         model = self._read()
@@ -146,7 +148,7 @@ class OpenVinoSession:
         noise = _give_noise(model)
         _convolve(model)
         _shuffle_haar(model)
-        return _Compiled(model, noise, self._threads)
+        return _Compiled(model, noise, self._threads, self._exact)
 
 
 class _Compiled:
@@ -155,13 +157,15 @@ class _Compiled:
     `noise`: values of inputs that are the same in all runs.
     """
 
-    def __init__(self, model: Any, noise: Mapping[str, _Array], threads: int) -> None:
+    def __init__(
+        self, model: Any, noise: Mapping[str, _Array], threads: int, exact: bool
+    ) -> None:
         self.inputs = {port.any_name for port in model.inputs} - set(noise)
         self._noise = noise
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "bf16" if has_bfloat16() else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if has_bfloat16() and not exact else "f32",
             # A service shares its cores with others.
             "ENABLE_CPU_PINNING": False,
         }

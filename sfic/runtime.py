@@ -52,18 +52,23 @@ def choose_provider(wanted: str) -> str:
 
 
 def make_session(
-    network: Path | bytes, provider: str = "cpu", threads: int = 0, *, arena: bool = False
+    network: Path | bytes,
+    provider: str = "cpu",
+    threads: int = 0,
+    *,
+    arena: bool = False,
+    exact: bool = False,
 ) -> Any:
     """A session of a network, a file or its bytes: ONNX Runtime's, or one that looks like it.
 
     `provider`: see `choose_provider`. `threads`: threads of one run, 0: all cores. `arena`: keep
-    the memory of a run for the next, which pays where it is tens of megabytes a run. Raises
-    BundleError when the file cannot be loaded, ProviderUnavailable when the GPU was asked for and
-    the session does not get it.
+    the memory of a run for the next, which pays where it is tens of megabytes a run. `exact`: in
+    float32, whatever the CPU has. Raises BundleError when the file cannot be loaded,
+    ProviderUnavailable when the GPU was asked for and the session does not get it.
     """
     chosen = choose_provider(provider)
     if chosen == OPENVINO:
-        return OpenVinoSession(network, threads)
+        return OpenVinoSession(network, threads, exact=exact)
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3

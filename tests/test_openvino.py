@@ -15,6 +15,7 @@ import sfic
 from sfic import openvino_session, runtime
 from sfic.codec import CROP_SIZE, Codec
 from sfic.demo import demo_photograph
+from sfic.detection import FaceDetector
 from sfic.errors import BundleError, MissingExtra
 from sfic.locations import models_dir
 from sfic.onnx_outputs import keep_outputs
@@ -113,6 +114,39 @@ def test_results_are_the_callers_own() -> None:
     before = kept.copy()
     session.run(["image_64"], second)
     assert np.array_equal(kept, before)
+
+
+def test_landmarks_are_those_of_onnx_runtime() -> None:
+    """Not in bfloat16: crops, and all that is coded, hang on them."""
+    picture = read_picture(demo_photograph())
+    ours, theirs = (FaceDetector(provider=name).detect(picture) for name in ("openvino", "cpu"))
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.landmarks, other.landmarks, atol=0.05)
+
+
+def test_a_network_is_read_once_for_one_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[object] = []
+    read = OpenVinoSession._read
+
+    def counted(session: OpenVinoSession) -> Any:
+        reads.append(session)
+        return read(session)
+
+    monkeypatch.setattr(OpenVinoSession, "_read", counted)
+    session = OpenVinoSession(models_dir() / "styles.onnx")
+    session.run(["styles_enhanced"], inputs_of(session, 1))
+    assert len(reads) == 1
+    session.run(["styles_enhanced"], inputs_of(session, 2))
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize(("part", "sizes"), [("encode", set()), ("decode", {"image_1024"})])
+def test_what_is_warm_needs_no_loading(part: Any, sizes: set[str]) -> None:
+    codec = Codec.load(provider="openvino", threads=1)
+    codec.warm_up(part)
+    loaded = {name for name, _ in codec._generator._sessions}
+    assert loaded == sizes | {codec._generator._preview}
 
 
 def test_faces_look_the_same() -> None:
