@@ -17,10 +17,14 @@ none of which changes what is computed (docs/performance.md has what they bring)
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,11 +32,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sfic import compiled
 from sfic.errors import BundleError, MissingExtra
 
 __all__ = ["OPENVINO", "OpenVinoSession", "has_bfloat16"]
 
 OPENVINO: Final = "OpenVINO"
+_BLOB: Final = "blob"  # of what is kept: the graph; the other arrays are its noise
 _ROW: Final = "row"  # input of `sfic.generator`'s graph: 0 where all rows are given
 
 _Array = npt.NDArray[Any]
@@ -82,7 +88,8 @@ class OpenVinoSession:
     """The part of `onnxruntime.InferenceSession` that the product uses. Safe to share by threads.
 
     A graph is compiled for fixed shapes, which is much faster: for one face when it is loaded, for
-    others when it first sees them. It runs in bfloat16 where the CPU has it, else in float32.
+    others when it first sees them. What was compiled once is kept (`sfic.compiled`). It runs in
+    bfloat16 where the CPU has it, else in float32.
     """
 
     def __init__(self, network: Path | bytes, threads: int = 0, *, exact: bool = False) -> None:
@@ -96,14 +103,26 @@ class OpenVinoSession:
         self._exact = exact
         self._lock = threading.Lock()
         self._compiled: dict[_Shapes, _Compiled] = {}
-        model = self._read()
-        self._inputs = [_described(port) for port in model.inputs]
-        self._outputs = [_described(port) for port in model.outputs]
+        self._name = self._digest()
+        known = compiled.kept(self._key())
+        if known is not None:
+            self._inputs, self._outputs = (
+                [_Node(name, shape) for name, shape in json.loads(str(known[kind]))]
+                for kind in ("inputs", "outputs")
+            )
+        model = None
+        if known is None:
+            model = self._read()
+            self._inputs = [_described(port) for port in model.inputs]
+            self._outputs = [_described(port) for port in model.outputs]
         sides = [side for node in self._inputs for side in node.shape[1:]]
         if all(isinstance(side, int) for side in sides):
             one = {n.name: [1, *map(int, n.shape[1:])] if n.shape else [] for n in self._inputs}
             given = {name: np.zeros(shape) for name, shape in one.items()}
-            self._compiled[_shapes(given)] = self._compile(model, given)
+            self._compiled[_shapes(given)] = self._prepare(given, model)
+        if known is None:
+            described = {"inputs": self._inputs, "outputs": self._outputs}
+            compiled.keep(self._key(), {k: np.array(json.dumps(v)) for k, v in described.items()})
 
     def get_inputs(self) -> list[_Node]:
         """Names and shapes of the inputs; a free axis is a string."""
@@ -119,17 +138,68 @@ class OpenVinoSession:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, _Array]) -> list[_Array]:
         """The outputs named, for these inputs."""
-        compiled = self._compiled_for(inputs)
-        with compiled.request() as request:
-            request.infer({k: v for k, v in inputs.items() if k in compiled.inputs})
+        graph = self._compiled_for(inputs)
+        with graph.request() as request:
+            request.infer({k: v for k, v in inputs.items() if k in graph.inputs})
             return [np.array(request.get_tensor(name).data) for name in outputs]
 
     def _compiled_for(self, inputs: Mapping[str, _Array]) -> _Compiled:
         key = _shapes(inputs)
         with self._lock:
             if key not in self._compiled:
-                self._compiled[key] = self._compile(self._read(), inputs)
+                self._compiled[key] = self._prepare(inputs)
             return self._compiled[key]
+
+    def _digest(self) -> bytes:
+        """Of all that a compiled graph depends on, beside the shapes of its inputs."""
+        network = self._network
+        try:
+            content = network if isinstance(network, bytes) else Path(network).read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot load {network!r}: {error}") from error
+        core = _core()
+        parts = (
+            content,
+            Path(__file__).read_bytes(),
+            version("openvino").encode(),
+            core.get_property("CPU", "FULL_DEVICE_NAME").encode(),
+            repr(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))).encode(),
+            repr((self._threads, self._exact, has_bfloat16())).encode(),
+        )
+        return b"".join(hashlib.sha256(part).digest() for part in parts)
+
+    def _key(self, shapes: _Shapes | None = None) -> str:
+        """Name of what is kept of the graph for inputs of these shapes; None: of the graph."""
+        return hashlib.sha256(self._name + repr(shapes).encode()).hexdigest()
+
+    def _prepare(self, inputs: Mapping[str, _Array], model: Any = None) -> _Compiled:
+        """The graph for inputs of these shapes, as it is kept, or compiled and kept."""
+        # What a row is, not its shape alone, is compiled in.
+        row = bool(np.any(inputs[_ROW])) if _ROW in inputs else None
+        key = self._key((*_shapes(inputs), (f"{_ROW}={row}", ())))
+        settings = self._settings()
+        known = compiled.kept(key)
+        if known is not None:
+            noise = {name: value for name, value in known.items() if name != _BLOB}
+            try:
+                return _Compiled(_imported(known[_BLOB], settings), noise)
+            except RuntimeError:
+                compiled.forget(key)
+        model = self._read() if model is None else model
+        noise = self._rewrite(model, inputs)
+        made = _core().compile_model(model, "CPU", settings)
+        with contextlib.suppress(RuntimeError):  # a graph that cannot be exported
+            compiled.keep(key, {**noise, _BLOB: _exported(made)})
+        return _Compiled(made, noise)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "bf16" if has_bfloat16() and not self._exact else "f32",
+            # A service shares its cores with others.
+            "ENABLE_CPU_PINNING": False,
+        }
 
     def _read(self) -> Any:
         try:
@@ -138,8 +208,8 @@ class OpenVinoSession:
             name = "the network" if isinstance(self._network, bytes) else self._network
             raise BundleError(f"cannot load {name}: {error}") from error
 
-    def _compile(self, model: Any, inputs: Mapping[str, _Array]) -> _Compiled:
-        """Rewrites the model."""
+    def _rewrite(self, model: Any, inputs: Mapping[str, _Array]) -> dict[str, _Array]:
+        """See the module; returns the values of new inputs that are the same in all runs."""
         for port in model.inputs:
             if port.any_name == _ROW and not inputs[_ROW].any():
                 _replace_by_zero(model, port)
@@ -148,7 +218,7 @@ class OpenVinoSession:
         noise = _give_noise(model)
         _convolve(model)
         _shuffle_haar(model)
-        return _Compiled(model, noise, self._threads, self._exact)
+        return noise
 
 
 class _Compiled:
@@ -157,19 +227,10 @@ class _Compiled:
     `noise`: values of inputs that are the same in all runs.
     """
 
-    def __init__(
-        self, model: Any, noise: Mapping[str, _Array], threads: int, exact: bool
-    ) -> None:
+    def __init__(self, model: Any, noise: Mapping[str, _Array]) -> None:
         self.inputs = {port.any_name for port in model.inputs} - set(noise)
         self._noise = noise
-        settings = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "bf16" if has_bfloat16() and not exact else "f32",
-            # A service shares its cores with others.
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._model = _core().compile_model(model, "CPU", settings)
+        self._model = model
         self._free: list[Any] = []
 
     @contextmanager
@@ -182,6 +243,18 @@ class _Compiled:
                 request.get_tensor(name).data[:] = values
         yield request
         self._free.append(request)
+
+
+def _exported(model: Any) -> _Array:
+    """A compiled model as bytes, uint8 [n]."""
+    return np.frombuffer(model.export_model().getvalue(), np.uint8)
+
+
+def _imported(blob: _Array, settings: Mapping[str, Any]) -> Any:
+    """The reverse of `_exported`; RuntimeError for what is not one."""
+    from openvino import Tensor
+
+    return _core().import_model(Tensor(blob), "CPU", settings)
 
 
 def _shapes(inputs: Mapping[str, _Array]) -> _Shapes:

@@ -11,6 +11,8 @@ import pytest
 import structlog
 from numpy.typing import NDArray
 
+from sfic.compiled import FOLDER_VARIABLE
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -18,6 +20,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the pinned bitstreams of tests/golden anew",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the services that they start, share a folder, and leave the user's alone."""
+    patch = pytest.MonkeyPatch()
+    if FOLDER_VARIABLE not in os.environ:
+        patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("compiled")))
+    yield
+    patch.undo()
 
 
 @pytest.fixture(autouse=True)

@@ -134,6 +134,7 @@ def test_a_network_is_read_once_for_one_face(monkeypatch: pytest.MonkeyPatch) ->
         return read(session)
 
     monkeypatch.setattr(OpenVinoSession, "_read", counted)
+    monkeypatch.setenv("SFIC_COMPILED_DIR", "")
     session = OpenVinoSession(models_dir() / "styles.onnx")
     session.run(["styles_enhanced"], inputs_of(session, 1))
     assert len(reads) == 1
