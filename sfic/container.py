@@ -6,7 +6,7 @@
                           16: brightened
         face score        float32
         source size       float32, if flagged
-        brightened        float32, over 1, if flagged
+        brightened        float32, over 1 to 8, if flagged
         placement         width, height (varint), crop -> picture affine as 6 float32, if flagged
         packets           length (varint) and bytes of each, lowest layer first
     CRC-32 of everything before it
@@ -27,7 +27,7 @@ from typing import BinaryIO, Final
 
 from sfic.alignment import Placement
 from sfic.errors import InvalidInput, PacketError
-from sfic.face import EncodedFace
+from sfic.face import MOST_BRIGHTENED, EncodedFace
 from sfic.layers import LAYERS
 from sfic.packet import MAX_PACKET_BYTES, PacketHeader, open_packet
 
@@ -166,8 +166,8 @@ def _face(reader: _Reader) -> EncodedFace:
     face_score = reader.float32("face score")
     source_size = reader.float32("source size") if flags & HAS_SOURCE_SIZE else None
     brightened = reader.float32("brightened") if flags & BRIGHTENED else 1.0
-    if flags & BRIGHTENED and brightened <= 1.0:
-        raise PacketError(f"brightened in the .sfic file is {brightened}, not over 1")
+    if flags & BRIGHTENED and not 1.0 < brightened <= MOST_BRIGHTENED:
+        raise PacketError(f"brightened in the .sfic file is {brightened}, not over 1 to 8")
     placement = _placement(reader) if flags & HAS_PLACEMENT else None
     held = (True, bool(flags & HAS_MIDDLE), bool(flags & HAS_ENHANCED))
     packets = [

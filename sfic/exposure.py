@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from sfic.face import MOST_BRIGHTENED
+
 __all__ = ["brighten", "darken"]
 
 Rgb = npt.NDArray[np.uint8]
@@ -20,7 +22,6 @@ Rgb = npt.NDArray[np.uint8]
 DIM: Final = 145.0  # of 255: crops whose highlights are below are made bright in full
 CLEAR: Final = 165.0  # and those above not at all; between the two, by a share
 WANTED: Final = 210.0  # of the highlights
-MOST: Final = 8.0  # in less light there is little but noise
 _SIDE: Final = 64
 _HIGHLIGHTS: Final = _SIDE * _SIDE // 50  # pixels
 
@@ -35,7 +36,7 @@ def brighten(crop: Rgb) -> tuple[Rgb, float]:
     values = small.max(axis=2).reshape(-1)  # so that no colour is clipped, and hues stay
     highlights = max(float(np.partition(values, -_HIGHLIGHTS)[-_HIGHLIGHTS]), 1.0)
     share = min(max((CLEAR - highlights) / (CLEAR - DIM), 0.0), 1.0)
-    factor = min(1.0 + (WANTED / highlights - 1.0) * share, MOST)
+    factor = min(1.0 + (WANTED / highlights - 1.0) * share, MOST_BRIGHTENED)
     if factor == 1.0:
         return crop, 1.0
     return np.asarray(cv2.convertScaleAbs(crop, alpha=factor), np.uint8), factor

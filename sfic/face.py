@@ -5,9 +5,8 @@ Pure data. Coding belongs in `sfic.codec`, files of faces in `sfic.container`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sfic.errors import InvalidInput, LayerMissing
 from sfic.layers import LAYERS, Layer, layer_index, up_to
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     from sfic.alignment import Placement
     from sfic.v1.common_pb2 import FaceInfo
 
-__all__ = ["EncodedFace", "brightened"]
+__all__ = ["MOST_BRIGHTENED", "EncodedFace", "brightened"]
+
+MOST_BRIGHTENED: Final = 8.0  # in less light there is little but noise
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class EncodedFace:
     `face_score`: how usable the face is, 0..1. `source_size`: side of the face crop in the source,
     in pixels, None when unknown. `brightened`: what the values of a face in too little light were
     multiplied by before it was coded, 1 for others (`sfic.exposure`). Raises LayerMissing when
-    enhanced is there and middle is not, InvalidInput for a factor under 1.
+    enhanced is there and middle is not, InvalidInput for a factor that is not in 1..8.
     """
 
     basic: bytes
@@ -46,8 +47,10 @@ class EncodedFace:
             raise InvalidInput("an encoded face has at least a basic layer")
         if self.enhanced is not None and self.middle is None:
             raise LayerMissing("an enhanced layer without its middle layer cannot be decoded")
-        if not (math.isfinite(self.brightened) and self.brightened >= 1.0):
-            raise InvalidInput(f"a face is brightened by 1 or more, not {self.brightened}")
+        if not 1.0 <= self.brightened <= MOST_BRIGHTENED:
+            raise InvalidInput(
+                f"a face is brightened by 1 to {MOST_BRIGHTENED:.0f}, not {self.brightened}"
+            )
 
     @property
     def header(self) -> PacketHeader:
@@ -90,5 +93,6 @@ class EncodedFace:
 
 
 def brightened(info: FaceInfo) -> float:
-    """`EncodedFace.brightened` as a message has it, which leaves out what was not changed."""
-    return max(float(info.brightened), 1.0)
+    """`EncodedFace.brightened` as a message has it; 1 where it has none, or one that cannot be."""
+    factor = float(info.brightened)
+    return factor if 1.0 < factor <= MOST_BRIGHTENED else 1.0

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,26 +104,23 @@ class OpenVinoSession:
         self._exact = exact
         self._lock = threading.Lock()
         self._compiled: dict[_Shapes, _Compiled] = {}
-        self._name = self._digest()
-        known = compiled.kept(self._key())
-        if known is not None:
-            self._inputs, self._outputs = (
-                [_Node(name, shape) for name, shape in json.loads(str(known[kind]))]
-                for kind in ("inputs", "outputs")
-            )
+        self._digest = self._content()[1]
+        self._name = self._digest + _environment(threads, exact)
+        described = self._described()
         model = None
-        if known is None:
+        if described is None:
             model = self._read()
-            self._inputs = [_described(port) for port in model.inputs]
-            self._outputs = [_described(port) for port in model.outputs]
+            inputs, outputs = (
+                [_described(port) for port in ports] for ports in (model.inputs, model.outputs)
+            )
+            described = inputs, outputs
+            compiled.store(self._key(), {"described": np.array(json.dumps(described))})
+        self._inputs, self._outputs = described
         sides = [side for node in self._inputs for side in node.shape[1:]]
         if all(isinstance(side, int) for side in sides):
             one = {n.name: [1, *map(int, n.shape[1:])] if n.shape else [] for n in self._inputs}
             given = {name: np.zeros(shape) for name, shape in one.items()}
             self._compiled[_shapes(given)] = self._prepare(given, model)
-        if known is None:
-            described = {"inputs": self._inputs, "outputs": self._outputs}
-            compiled.keep(self._key(), {k: np.array(json.dumps(v)) for k, v in described.items()})
 
     def get_inputs(self) -> list[_Node]:
         """Names and shapes of the inputs; a free axis is a string."""
@@ -150,46 +148,47 @@ class OpenVinoSession:
                 self._compiled[key] = self._prepare(inputs)
             return self._compiled[key]
 
-    def _digest(self) -> bytes:
-        """Of all that a compiled graph depends on, beside the shapes of its inputs."""
+    def _content(self) -> tuple[bytes, bytes]:
+        """The network's bytes, and their SHA-256."""
         network = self._network
         try:
             content = network if isinstance(network, bytes) else Path(network).read_bytes()
         except OSError as error:
             raise BundleError(f"cannot load {network!r}: {error}") from error
-        core = _core()
-        parts = (
-            content,
-            Path(__file__).read_bytes(),
-            version("openvino").encode(),
-            core.get_property("CPU", "FULL_DEVICE_NAME").encode(),
-            repr(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))).encode(),
-            repr((self._threads, self._exact, has_bfloat16())).encode(),
-        )
-        return b"".join(hashlib.sha256(part).digest() for part in parts)
+        return content, hashlib.sha256(content).digest()
 
     def _key(self, shapes: _Shapes | None = None) -> str:
-        """Name of what is kept of the graph for inputs of these shapes; None: of the graph."""
+        """Name of what is kept of the graph for inputs of these shapes; None: of the network."""
         return hashlib.sha256(self._name + repr(shapes).encode()).hexdigest()
+
+    def _described(self) -> tuple[list[_Node], list[_Node]] | None:
+        """Inputs and outputs, where they are kept."""
+        known = compiled.load(self._key())
+        if known is None:
+            return None
+        try:
+            inputs, outputs = json.loads(str(known["described"]))
+            return [_Node(*node) for node in inputs], [_Node(*node) for node in outputs]
+        except (KeyError, ValueError, TypeError):
+            compiled.drop(self._key())
+            return None
 
     def _prepare(self, inputs: Mapping[str, _Array], model: Any = None) -> _Compiled:
         """The graph for inputs of these shapes, as it is kept, or compiled and kept."""
-        # What a row is, not its shape alone, is compiled in.
-        row = bool(np.any(inputs[_ROW])) if _ROW in inputs else None
-        key = self._key((*_shapes(inputs), (f"{_ROW}={row}", ())))
-        settings = self._settings()
-        known = compiled.kept(key)
+        key, settings = self._key(_shapes(inputs)), self._settings()
+        known = compiled.load(key)
         if known is not None:
-            noise = {name: value for name, value in known.items() if name != _BLOB}
             try:
+                noise = {name: value for name, value in known.items() if name != _BLOB}
                 return _Compiled(_imported(known[_BLOB], settings), noise)
-            except RuntimeError:
-                compiled.forget(key)
+            except (KeyError, ValueError, TypeError, RuntimeError):
+                compiled.drop(key)
         model = self._read() if model is None else model
         noise = self._rewrite(model, inputs)
         made = _core().compile_model(model, "CPU", settings)
-        with contextlib.suppress(RuntimeError):  # a graph that cannot be exported
-            compiled.keep(key, {**noise, _BLOB: _exported(made)})
+        if compiled.can_store():
+            with contextlib.suppress(RuntimeError):  # a graph that cannot be exported
+                compiled.store(key, {**noise, _BLOB: _exported(made)})
         return _Compiled(made, noise)
 
     def _settings(self) -> dict[str, Any]:
@@ -203,7 +202,10 @@ class OpenVinoSession:
 
     def _read(self) -> Any:
         try:
-            return _core().read_model(model=self._network)
+            content, digest = self._content()
+            if digest != self._digest:
+                raise BundleError("a network's file was exchanged while it was in use")
+            return _core().read_model(model=content)
         except RuntimeError as error:
             name = "the network" if isinstance(self._network, bytes) else self._network
             raise BundleError(f"cannot load {name}: {error}") from error
@@ -231,16 +233,20 @@ class _Compiled:
         self.inputs = {port.any_name for port in model.inputs} - set(noise)
         self._noise = noise
         self._model = model
-        self._free: list[Any] = []
+        self._free = [self._request()]  # the first now: what does not fit says so here
+
+    def _request(self) -> Any:
+        request = self._model.create_infer_request()
+        for name, values in self._noise.items():
+            request.get_tensor(name).data[:] = values
+        return request
 
     @contextmanager
     def request(self) -> Iterator[Any]:
         try:
             request = self._free.pop()
         except IndexError:
-            request = self._model.create_infer_request()
-            for name, values in self._noise.items():
-                request.get_tensor(name).data[:] = values
+            request = self._request()
         yield request
         self._free.append(request)
 
@@ -257,8 +263,30 @@ def _imported(blob: _Array, settings: Mapping[str, Any]) -> Any:
     return _core().import_model(Tensor(blob), "CPU", settings)
 
 
+def _environment(threads: int, exact: bool) -> bytes:
+    """Digest of all that a compiled graph depends on, beside the network and shapes."""
+    core = _core()
+    import openvino
+
+    try:
+        rewriting = Path(__file__).read_bytes()
+    except OSError:  # not a file, but in an archive
+        rewriting = version("sfic").encode()
+    told = (
+        openvino.get_version(),
+        core.get_property("CPU", "FULL_DEVICE_NAME"),
+        sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        (threads or os.cpu_count(), exact, has_bfloat16()),
+    )
+    return hashlib.sha256(rewriting + repr(told).encode()).digest()
+
+
 def _shapes(inputs: Mapping[str, _Array]) -> _Shapes:
-    return tuple(sorted((name, np.shape(value)) for name, value in inputs.items()))
+    """What a graph is compiled for: shapes, and whether the row, where there is one, is 0."""
+    shapes = [(name, np.shape(value)) for name, value in inputs.items()]
+    if _ROW in inputs:
+        shapes.append((f"{_ROW} is {bool(np.any(inputs[_ROW]))}", ()))
+    return tuple(sorted(shapes))
 
 
 def _described(port: Any) -> _Node:

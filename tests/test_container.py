@@ -99,7 +99,7 @@ def test_floats_keep_a_thousandth_of_a_pixel_of_an_8k_picture() -> None:
     assert pack_faces(unpack_faces(pack_faces([face]))) == pack_faces([face])
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.5, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("factor", [0.0, 0.5, -1.0, 9.0, float("nan"), float("inf")])
 def test_a_face_is_never_darkened(factor: float) -> None:
     with pytest.raises(InvalidInput, match="brightened"):
         replace(FACES[1], brightened=factor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,9 +13,12 @@ from hypothesis import strategies as st
 import sfic
 from sfic.alignment import align
 from sfic.detection import FaceDetector
-from sfic.exposure import CLEAR, DIM, MOST, WANTED, brighten, darken
+from sfic.exposure import CLEAR, DIM, WANTED, brighten, darken
+from sfic.face import MOST_BRIGHTENED as MOST
+from sfic.face import brightened
 from sfic.locations import demo_photograph
 from sfic.pictures import read_picture
+from sfic.v1.common_pb2 import FaceInfo
 
 Rgb = npt.NDArray[np.uint8]
 
@@ -106,3 +111,10 @@ def test_a_photograph_in_dim_light_is_coded_bright_unless_told_otherwise() -> No
     assert pictures[0] > 1.5 * pictures[1]
     fitted = codec.encode_picture(dark, target_bytes=200)[0]
     assert fitted.brightened == bright.brightened and fitted.total_bytes <= 200
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"), [(0, 1), (1, 1), (2.5, 2.5), (8, 8), (9, 1), (math.inf, 1), (math.nan, 1)]
+)
+def test_a_message_is_believed_where_it_can_be_true(told: float, meant: float) -> None:
+    assert brightened(FaceInfo(brightened=told)) == meant
