@@ -25,7 +25,7 @@ class KnownFaces(Codec):
 
     def __init__(self, bundle: ModelBundle, provider: str = "auto", threads: int = 0) -> None:
         super().__init__(bundle, provider, threads)
-        self._known: dict[tuple[object, ...], EncodedFace] = {}
+        self._encoded: dict[tuple[object, ...], EncodedFace] = {}
         self._lock = threading.Lock()
 
     def encode(
@@ -40,11 +40,11 @@ class KnownFaces(Codec):
         """As the codec's own."""
         key = (crop.tobytes(), rate, effort, target_bytes, layers, brighten)
         with self._lock:
-            if key not in self._known:
-                self._known[key] = super().encode(
+            if key not in self._encoded:
+                self._encoded[key] = super().encode(
                     crop, rate, effort, target_bytes, layers, brighten
                 )
-            return self._known[key]
+            return self._encoded[key]
 
 
 def main() -> int:

@@ -51,7 +51,9 @@ def command() -> str:
     """The command that is running. Folders of the machine are nobody else's business."""
     words = ["DIR" if Path(word).is_absolute() else word for word in sys.argv[1:]]
     spec = sys.modules["__main__"].__spec__
-    module = spec.name.removesuffix(".__main__") if spec else f"benchmarks.{Path(sys.argv[0]).stem}"
+    module = f"benchmarks.{Path(sys.argv[0]).stem}"
+    if spec is not None and spec.name.startswith(("benchmarks", "training")):
+        module = spec.name.removesuffix(".__main__")
     return " ".join(["python -m", module, *words])
 
 

@@ -126,8 +126,10 @@ def test_conditions_change_the_picture_as_named(astronaut: NDArray[np.uint8], na
     elif name.startswith("face of"):
         pixels = int(name.split()[2])
         assert after.shape[0] == pytest.approx(pixels / conditions.FACE_IN_CROP, abs=1)
-    elif name == "dim light":
-        assert after.mean() < 0.6 * before.mean()
+    elif name.endswith("the light"):
+        parts = {"half": 2, "a quarter of": 4, "an eighth of": 8, "a sixteenth of": 16}
+        share = 1 / parts[name.removesuffix(" the light")]
+        assert after.mean() / before.mean() == pytest.approx(share ** (1 / 2.2), abs=0.03)
     elif name == "noise":
         assert detail > 1.5 * usual
     elif name == "blur":
@@ -142,7 +144,8 @@ def test_only_what_is_surely_worse_is_flagged() -> None:
     def line(what: str, mean: float, count: int, spread: float = 0.05) -> conditions.Row:
         values = rng.normal(0, spread, count)
         values += mean - values.mean()
-        return conditions.Row("s", what, values, np.full(count, 200.0), np.ones(count))
+        ones = np.ones(count)
+        return conditions.Row("s", what, values, 200 * ones, ones, 0 * ones)
 
     stated = conditions.figures(
         [
