@@ -104,7 +104,7 @@ class OpenVinoSession:
         self._exact = exact
         self._lock = threading.Lock()
         self._compiled: dict[_Shapes, _Compiled] = {}
-        self._digest = self._content()[1]
+        self._digest = self._content()
         self._name = self._digest + _environment(threads, exact)
         described = self._described()
         model = None
@@ -137,8 +137,11 @@ class OpenVinoSession:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, _Array]) -> list[_Array]:
         """The outputs named, for these inputs."""
         graph = self._compiled_for(inputs)
+        given = {k: v for k, v in inputs.items() if k in graph.inputs}
+        if len(given) != graph.needed:
+            raise BundleError(f"a network needs {graph.needed} inputs, {sorted(given)} are given")
         with graph.request() as request:
-            request.infer({k: v for k, v in inputs.items() if k in graph.inputs})
+            request.infer(given)
             return [np.array(request.get_tensor(name).data) for name in outputs]
 
     def _compiled_for(self, inputs: Mapping[str, _Array]) -> _Compiled:
@@ -148,14 +151,14 @@ class OpenVinoSession:
                 self._compiled[key] = self._prepare(inputs)
             return self._compiled[key]
 
-    def _content(self) -> tuple[bytes, bytes]:
-        """The network's bytes, and their SHA-256."""
+    def _content(self) -> bytes:
+        """SHA-256 of the network."""
         network = self._network
         try:
             content = network if isinstance(network, bytes) else Path(network).read_bytes()
         except OSError as error:
             raise BundleError(f"cannot load {network!r}: {error}") from error
-        return content, hashlib.sha256(content).digest()
+        return hashlib.sha256(content).digest()
 
     def _key(self, shapes: _Shapes | None = None) -> str:
         """Name of what is kept of the graph for inputs of these shapes; None: of the network."""
@@ -202,10 +205,10 @@ class OpenVinoSession:
 
     def _read(self) -> Any:
         try:
-            content, digest = self._content()
-            if digest != self._digest:
+            if self._content() != self._digest:
                 raise BundleError("a network's file was exchanged while it was in use")
-            return _core().read_model(model=content)
+            # Not the bytes of a file: constants would lie in them, and they would not live on.
+            return _core().read_model(model=self._network)
         except RuntimeError as error:
             name = "the network" if isinstance(self._network, bytes) else self._network
             raise BundleError(f"cannot load {name}: {error}") from error
@@ -230,7 +233,9 @@ class _Compiled:
     """
 
     def __init__(self, model: Any, noise: Mapping[str, _Array]) -> None:
-        self.inputs = {port.any_name for port in model.inputs} - set(noise)
+        # A compiled graph may know an input by a second name as well.
+        self.inputs = {name for port in model.inputs for name in port.names} - set(noise)
+        self.needed = len(model.inputs) - len(noise)
         self._noise = noise
         self._model = model
         self._free = [self._request()]  # the first now: what does not fit says so here

@@ -116,6 +116,15 @@ def test_results_are_the_callers_own() -> None:
     assert np.array_equal(kept, before)
 
 
+def test_no_input_is_left_out() -> None:
+    """OpenVINO would compute with whatever its memory holds."""
+    session = OpenVinoSession(models_dir() / "styles.onnx", 1)
+    given = inputs_of(session, 1)
+    del given["middle"]
+    with pytest.raises((BundleError, RuntimeError, KeyError)):
+        session.run(["styles_enhanced"], given)
+
+
 def test_landmarks_are_those_of_onnx_runtime() -> None:
     """Not in bfloat16: crops, and all that is coded, hang on them."""
     picture = read_picture(demo_photograph())
