@@ -1,7 +1,8 @@
 """Sessions of networks: what they run on, and with how many threads.
 
 What belongs here: creating sessions and naming what is there. What a network computes belongs to
-the module that runs it; OpenVINO, which stands in for ONNX Runtime, is `sfic.openvino_session`.
+the module that runs it; OpenVINO, which stands in for ONNX Runtime, is `sfic.openvino_session`,
+and how a GPU is used `sfic.bound_session`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
+from sfic.bound_session import CUDA, BoundSession
 from sfic.errors import BundleError, MissingExtra, ProviderUnavailable
 from sfic.openvino_session import OPENVINO, OpenVinoSession, has_bfloat16
 
 __all__ = ["CPU", "CUDA", "OPENVINO", "PROVIDERS", "choose_provider", "make_session"]
 
 CPU: Final = "CPUExecutionProvider"
-CUDA: Final = "CUDAExecutionProvider"
 PROVIDERS: Final = ("auto", "cpu", "openvino", "cuda")
+
+_log = structlog.get_logger(__name__)
 
 
 def _onnxruntime() -> Any:
@@ -48,6 +53,10 @@ def choose_provider(wanted: str) -> str:
         )
     if there and wanted != "cpu":
         return CUDA
+    return _without_gpu(wanted)
+
+
+def _without_gpu(wanted: str) -> str:
     return OPENVINO if wanted == "auto" and has_bfloat16() else CPU
 
 
@@ -63,10 +72,20 @@ def make_session(
 
     `provider`: see `choose_provider`. `threads`: threads of one run, 0: all cores. `arena`: keep
     the memory of a run for the next, which pays where it is tens of megabytes a run. `exact`: in
-    float32, whatever the CPU has. Raises BundleError when the file cannot be loaded,
-    ProviderUnavailable when the GPU was asked for and the session does not get it.
+    float32, whatever the CPU has. On a GPU it computes in float16 (`sfic.bound_session`). Where
+    "auto" finds a GPU that does not start, it takes what is next, and says so. Raises BundleError
+    when the file cannot be loaded, ProviderUnavailable when the GPU was asked for and the session
+    does not get it.
     """
     chosen = choose_provider(provider)
+    if chosen == CUDA:
+        try:
+            return BoundSession(network, threads)
+        except ProviderUnavailable as error:
+            if provider == "cuda":
+                raise
+            chosen = _without_gpu(provider)
+            _log.warning("no GPU", why=error.message, instead=chosen)
     if chosen == OPENVINO:
         return OpenVinoSession(network, threads, exact=exact)
     ort = _onnxruntime()
@@ -77,13 +96,9 @@ def make_session(
     options.enable_cpu_mem_arena = arena
     # Spinning threads would take the cores from the other services of a small edge box.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = [CPU] if chosen == CPU else [CUDA, CPU]
     try:
         source = network if isinstance(network, bytes) else str(network)
-        session = ort.InferenceSession(source, options, providers=providers)
+        return ort.InferenceSession(source, options, providers=[CPU])
     except Exception as error:
         name = "the network" if isinstance(network, bytes) else network
         raise BundleError(f"cannot load {name}: {error}") from error
-    if provider == "cuda" and session.get_providers()[0] != CUDA:
-        raise ProviderUnavailable("CUDA was asked for, but ONNX Runtime could not start it")
-    return session
