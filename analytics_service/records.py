@@ -180,7 +180,7 @@ def _fill(message: analytics_pb2.FaceAnalysis, analysis: Analysis) -> None:
     message.landmarks_confidence = analysis.landmarks_confidence
     message.expression.name = analysis.expression.name
     message.expression.confidence = analysis.expression.confidence
-    for name in ("glasses", "eyes_open", "mouth_open"):
+    for name in ("glasses", "eyes_open", "mouth_open", "facial_hair"):
         read = getattr(analysis, name)
         getattr(message, name).CopyFrom(_estimate(read.value, read.confidence))
     message.areas.extend(analysis.areas.tolist())

@@ -42,7 +42,7 @@ from sfic.cli.evaluate import show_progress
 from sfic.codec import Codec
 from sfic.errors import SficError
 from sfic.evaluation.judges import WORKING_SIZE, Judges, landmark_error
-from training.data import FaceRow, load_rgb, read_index, shared_dir
+from training.data import FaceRow, load_rgb, read_facial_hair, read_index, shared_dir
 
 Floats = npt.NDArray[np.float64]
 
@@ -137,7 +137,7 @@ def identity_tasks(table: Table, originals: Originals) -> None:
 
 
 def attribute_tasks(table: Table, originals: Originals) -> None:
-    """Gender presentation, age, smile."""
+    """Gender presentation, age, smile, facial hair."""
     basics = table.basics
 
     def known(sets: Sequence[str], what: str, values: Floats) -> npt.NDArray[np.int64]:
@@ -208,6 +208,25 @@ def attribute_tasks(table: Table, originals: Originals) -> None:
         chosen,
         ("0.93", 0.93),
         groups=by_label(rows, "group", "gender"),
+    )
+
+    # Men alone: that women have none would be told by gender.
+    hair, labels = basics.numbers("facial_hair"), read_facial_hair()
+    seen = [labels.get(row.fields["path"], 0.5) for row in basics.rows]
+    chosen = np.array(
+        [i for i in range(len(seen)) if seen[i] != 0.5 and np.isfinite(hair[i])], np.int64
+    )
+    rows = [basics.rows[i] for i in chosen]
+    bearded = np.array([seen[i] == 1 for i in chosen], np.bool_)
+    found = hair[chosen]
+    table.add(
+        "facial hair of men, AUC",
+        "all sets",
+        "",
+        rows,
+        lambda i: auc(found[i], bearded[i]),
+        chosen,
+        groups=by_label(rows, "group"),
     )
 
 
@@ -433,7 +452,10 @@ def main() -> None:
     console, begin = Console(), time.monotonic()
     codec, judges = Codec.load(threads=args.threads), Judges(args.threads)
     rows = [r for s in SETS for r in read_index("dev", (s,))[: args.limit or None]]
-    no_vvc = ["verification (lfw256)", "rank-1 and smile (no smiling picture)", "face parsing"]
+    no_vvc = [
+        "verification (lfw256)", "rank-1 and smile (no smiling picture)",
+        "facial hair (no other network)", "face parsing",
+    ]  # fmt: skip
     parts, stated = [], []
     with show_progress(console) as progress:
 

@@ -38,7 +38,8 @@ PARSING_SIZE: Final = 64
 # Outputs of the heads network, in its order; `read_heads` says what they are.
 HEADS: Final = (
     "embedding", "identity_error", "age", "gender", "smile", "pose", "landmarks",
-    "landmarks_error", "score", "expression", "glasses", "eyes_open", "mouth_open", "parsing",
+    "landmarks_error", "score", "expression", "glasses", "eyes_open", "mouth_open", "facial_hair",
+    "parsing",
 )  # fmt: skip
 
 
@@ -77,8 +78,8 @@ class Analysis:
     presentation, 0 female .. 1 male. `smile`: probability. `landmarks`: float32 [68, 2], iBUG
     order, x and y as parts of the crop, 0..1. `face_score`: how far to trust the rest, 0..1; of a
     calibrated bundle the probability that the face is matched with another picture of its person.
-    `glasses`, `eyes_open`, `mouth_open`: probabilities. `parsing`: uint8 [64, 64], the number of
-    the `PARSING_CLASSES` at each place of the crop.
+    `glasses`, `eyes_open`, `mouth_open`, `facial_hair` (a beard or moustache): probabilities.
+    `parsing`: uint8 [64, 64], the number of the `PARSING_CLASSES` at each place of the crop.
     """
 
     embedding: FloatArray
@@ -94,6 +95,7 @@ class Analysis:
     glasses: Estimate
     eyes_open: Estimate
     mouth_open: Estimate
+    facial_hair: Estimate
     parsing: npt.NDArray[np.uint8]
 
     @property
@@ -171,8 +173,8 @@ def read_heads(
     `embedding` [n, D] unit; `age` [n, 2] years/50 and log error; `gender` and `smile` [n] logits;
     `pose` [n, 4] degrees/30 and log error; `landmarks` [n, 68, 2] crop fractions;
     `landmarks_error` [n] log error; `score` [n] logit; `identity_error` [n] log of 1 - cosine;
-    `expression` [n, 7], `glasses`, `eyes_open` and `mouth_open` [n] logits; `parsing` uint8
-    [n, 64, 64].
+    `expression` [n, 7], `glasses`, `eyes_open`, `mouth_open` and `facial_hair` [n] logits;
+    `parsing` uint8 [n, 64, 64].
     """
     scale, offset = score_law
     embedding = np.asarray(outputs["embedding"], dtype=np.float32)
@@ -190,7 +192,7 @@ def read_heads(
     landmarks_confidence = _within(outputs["landmarks_error"], 0.02)
     yes_or_no = {
         name: _estimates(outputs[name])
-        for name in ("gender", "smile", "glasses", "eyes_open", "mouth_open")
+        for name in ("gender", "smile", "glasses", "eyes_open", "mouth_open", "facial_hair")
     }
     face_score = _estimates(scale * np.asarray(outputs["score"], np.float64) + offset)
     expression = _expressions(outputs["expression"])
@@ -209,6 +211,7 @@ def read_heads(
             glasses=yes_or_no["glasses"][i],
             eyes_open=yes_or_no["eyes_open"][i],
             mouth_open=yes_or_no["mouth_open"][i],
+            facial_hair=yes_or_no["facial_hair"][i],
             parsing=parsing[i],
         )
         for i in range(len(embedding))

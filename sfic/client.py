@@ -89,6 +89,7 @@ class FaceResult:
     glasses: Estimate | None
     eyes_open: Estimate | None
     mouth_open: Estimate | None
+    facial_hair: Estimate | None
     areas: dict[str, float]
     """Part of the crop that each of `sfic.analysis.PARSING_CLASSES` covers; empty when unknown."""
     parsing: NDArray[np.uint8] | None
@@ -135,6 +136,7 @@ class FaceResult:
             glasses=estimate("glasses"),
             eyes_open=estimate("eyes_open"),
             mouth_open=estimate("mouth_open"),
+            facial_hair=estimate("facial_hair"),
             areas=dict(zip(PARSING_CLASSES, message.areas, strict=False)),
             parsing=_parsing(message.parsing),
             missed=missed,

@@ -23,7 +23,8 @@ Format = Literal["csv", "parquet"]
 # Rows of a Parquet row group; a reader takes a group at a time.
 _GROUP: Final = 10_000
 _ESTIMATES: Final = (
-    "age", "gender", "smile", "glasses", "eyes_open", "mouth_open", "yaw", "pitch", "roll",
+    "age", "gender", "smile", "glasses", "eyes_open", "mouth_open", "facial_hair", "yaw", "pitch",
+    "roll",
 )  # fmt: skip
 
 

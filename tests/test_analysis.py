@@ -27,6 +27,7 @@ def outputs(**changed: np.ndarray) -> dict[str, np.ndarray]:
         "glasses": np.array([5.0, 0.0, -5.0]),
         "eyes_open": np.full(N, 2.0),
         "mouth_open": np.full(N, -2.0),
+        "facial_hair": np.array([4.0, 0.0, -4.0]),
         "parsing": np.full((N, PARSING_SIZE, PARSING_SIZE), 1, np.uint8),
     } | changed
 
@@ -39,6 +40,7 @@ def test_units_and_confidences() -> None:
     assert second.gender.confidence == 0.0
     assert first.glasses.value > 0.99 and second.glasses.confidence == 0.0
     assert first.eyes_open.value > 0.8 > 0.2 > first.mouth_open.value
+    assert first.facial_hair.value > 0.95 and second.facial_hair.confidence == 0.0
     assert first.parsing.dtype == np.uint8 and first.parsing.max() < len(PARSING_CLASSES)
 
 

@@ -21,7 +21,7 @@ from sfic.evaluation.dataset import Sample
 from sfic.evaluation.metrics import METRICS, Judged
 from sfic.evaluation.run import Curve, Evaluation, Face
 from sfic.evaluation.store import Result
-from training.data import FaceRow
+from training.data import LABELS, FaceRow, read_facial_hair, read_index, shared_dir
 
 
 def row(name: str, kind: str = "london1024", **fields: str) -> FaceRow:
@@ -384,3 +384,14 @@ def test_generator_work_is_what_the_prior_takes() -> None:
     products, moved = generator_work(1024)
     assert products == pytest.approx(7.3e9, rel=0.02)  # counted on the packaged network
     assert generator_work(256)[0] < products / 2 and moved > generator_work(512)[1]
+
+
+def test_facial_hair_labels() -> None:
+    """One label a picture, of the three there are, and of no picture that does not exist."""
+    labels = read_facial_hair()
+    assert set(labels.values()) == {0.0, 0.5, 1.0}
+    with LABELS.open() as file:
+        assert sum(1 for _ in file) == len(labels) + 1
+    if not (shared_dir() / "data" / "faces" / "index.csv").is_file():
+        pytest.skip("the face sets are not here")
+    assert set(labels) <= {row.fields["path"] for row in read_index()}

@@ -127,12 +127,13 @@ def test_tasks_without_a_teacher_have_no_confidence(
     teachers = codec.bundle.meta["teachers"]
     assert teachers["embedding"] == "mesh shape"
     assert [task for task, teacher in teachers.items() if teacher is None] == [
-        "age", "gender", "smile", "expression", "glasses", "parsing",
+        "age", "gender", "smile", "expression", "glasses", "facial_hair", "parsing",
     ]  # fmt: skip
     result = codec.analyze(codec.encode(crop).basic)
     assert result.age.confidence < 0.01
     assert result.gender.confidence == result.smile.confidence == 0.0
-    assert result.glasses.confidence == 0.0 and abs(result.expression.confidence) < 1e-6
+    assert result.glasses.confidence == result.facial_hair.confidence == 0.0
+    assert abs(result.expression.confidence) < 1e-6
     assert not result.parsing.any()
     assert codec.same_person is None
     np.testing.assert_allclose(np.linalg.norm(result.embedding), 1.0, atol=1e-4)

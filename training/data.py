@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LABELS = REPOSITORY / "training" / "labels" / "facial_hair.csv"
 
 
 def shared_dir() -> Path:
@@ -50,6 +51,15 @@ def read_index(split: str | None = None, sets: tuple[str, ...] = ()) -> list[Fac
                 continue
             rows.append(FaceRow(root / line["path"], line["split"], line["set"], line))
     return rows
+
+
+def read_facial_hair() -> dict[str, float]:
+    """What was seen in pictures of the face sets, by path in the index.
+
+    1: a beard or moustache, 0: none, 0.5: stubble, or hidden by a hand or shadow.
+    """
+    with LABELS.open(newline="") as file:
+        return {row["path"]: float(row["facial_hair"]) for row in csv.DictReader(file)}
 
 
 def load_rgb(path: Path, size: int) -> npt.NDArray[np.uint8]:

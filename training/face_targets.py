@@ -105,7 +105,7 @@ def measure(
     if not answers["mesh_found"].any():
         raise InvalidInput("no face was found in any picture: are they aligned face crops?")
     who: dict[str, str | None] = dict.fromkeys(
-        ("embedding", "age", "gender", "smile", "expression", "glasses", "parsing")
+        ("embedding", "age", "gender", "smile", "expression", "glasses", "facial_hair", "parsing")
     )
     own = ("landmarks", "pose", "eyes_open", "mouth_open")
     who |= dict.fromkeys(own, "landmarks.onnx")

@@ -5,6 +5,7 @@
 Targets come from teachers (`training.teacher_cache`); labels of the face sets replace a teacher's
 age and gender where they are known. Parsing and glasses come from CelebAMask-HQ's maps, and for
 faces without one from `training.face_parser`. Open eyes and mouths are read off the face mesh.
+Facial hair is labelled by eye (`training/labels/facial_hair.csv`).
 Inputs are degraded as cameras degrade them, and every rate occurs, so that confidence and face
 score learn when not to be sure.
 """
@@ -33,7 +34,14 @@ from sfic.networks.heads import TaskHeads
 from sfic.runtime import make_session
 from training.codec_checkpoint import RATE_POSITIONS, identity_network, load_codec
 from training.codec_data import resize, to_tensor
-from training.data import FaceRow, cache_dir, degrade_capture, picture_array, read_index
+from training.data import (
+    FaceRow,
+    cache_dir,
+    degrade_capture,
+    picture_array,
+    read_facial_hair,
+    read_index,
+)
 from training.export import export_analysis
 from training.mesh_points import FLIP_68, points_68
 from training.teachers import Faceres
@@ -75,6 +83,16 @@ def parsing_maps(rows: Sequence[FaceRow]) -> Tensor:
     return torch.from_numpy(maps)
 
 
+def facial_hair_of(rows: Sequence[FaceRow], gender: npt.NDArray[np.float32]) -> Tensor:
+    """Probabilities [M]; `gender` [M]: where surely female and not labelled, 0; else nan."""
+    labels = read_facial_hair()
+    values = [
+        labels.get(row.fields["path"], 0.0 if male < 0.1 else float("nan"))
+        for row, male in zip(rows, gender.tolist(), strict=True)
+    ]
+    return torch.tensor(values)
+
+
 def openness(mesh: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     """How open eyes and mouth of meshes [M, 468, 3] are, as probabilities [M]."""
 
@@ -105,6 +123,7 @@ class Targets:
     expression: Tensor | None  # [M, 7] probabilities
     eyes_open: Tensor  # [M] probability
     mouth_open: Tensor  # [M] probability
+    facial_hair: Tensor | None  # [M] probability; nan where nobody looked
     parsing: Tensor | None  # uint8 [M, 64, 64] classes; 255 where there is no map
 
     @classmethod
@@ -136,6 +155,7 @@ class Targets:
             torch.from_numpy(t["mesh_found"]).float(),
             torch.from_numpy(t["expressions"]).float(),
             *openness(t["mesh"]),
+            facial_hair_of(rows, gender),
             parsing,
         )
 
@@ -157,6 +177,7 @@ class Targets:
             column("expressions"),
             *openness(answers["mesh"]),
             None,
+            None,
         )
 
     def at(self, index: npt.NDArray[np.int64], flipped: npt.NDArray[np.bool_]) -> Targets:
@@ -177,10 +198,12 @@ class Targets:
             maps = self.parsing[i]
             turned = torch.from_numpy(FLIP_PARSING)[maps.flip(2).long()].to(torch.uint8)
             parsing = torch.where(f[:, None, None], turned, maps)
-        expression = None if self.expression is None else self.expression[i]
+        expression, facial_hair = (
+            None if column is None else column[i] for column in (self.expression, self.facial_hair)
+        )
         return Targets(
             self.embedding[i], age, gender, smile, pose, landmarks, self.known[i],
-            expression, self.eyes_open[i], self.mouth_open[i], parsing,
+            expression, self.eyes_open[i], self.mouth_open[i], facial_hair, parsing,
         )  # fmt: skip
 
 
@@ -289,6 +312,12 @@ def losses(heads: TaskHeads, basic: Tensor, want: Targets) -> dict[str, Tensor]:
             )
             worn = ((maps == GLASSES).flatten(1).sum(dim=1) > 8).float()
             parts["glasses"] = F.binary_cross_entropy_with_logits(out["glasses"][mapped], worn)
+    if want.facial_hair is not None:
+        seen = want.facial_hair.isfinite()
+        if seen.any():
+            parts["facial_hair"] = F.binary_cross_entropy_with_logits(
+                out["facial_hair"][seen], want.facial_hair[seen].clamp(0.02, 0.98)
+            )
     for name, probability in (("gender", want.gender), ("smile", want.smile)):
         if probability is not None:
             parts[name] = F.binary_cross_entropy_with_logits(
@@ -342,7 +371,7 @@ def train(
             line = {k: round(float(v.detach()), 4) for k, v in parts.items()}
             report({"step": step + 1, "s": round(time.monotonic() - begin), **line})
     heads.eval()
-    for name in ("age", "gender", "smile", "expression", "parsing"):
+    for name in ("age", "gender", "smile", "expression", "facial_hair", "parsing"):
         if getattr(targets, name) is None:
             heads.silence(name)
     if targets.parsing is None:

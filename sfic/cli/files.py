@@ -279,6 +279,7 @@ def _results(result: Analysis) -> dict[str, Any]:
         "glasses": estimate(result.glasses),
         "eyes_open": estimate(result.eyes_open),
         "mouth_open": estimate(result.mouth_open),
+        "facial_hair": estimate(result.facial_hair),
         "parsing": {
             name: float(area)
             for name, area in zip(PARSING_CLASSES, result.areas, strict=True)
@@ -305,6 +306,7 @@ def _show_results(faces: Sequence[EncodedFace], results: Sequence[Analysis]) -> 
             "glasses": said(result.glasses),
             "eyes": said(result.eyes_open, "open", "shut"),
             "mouth": said(result.mouth_open, "open", "shut"),
+            "beard, moustache": said(result.facial_hair),
             "yaw, pitch, roll": f"{pose.yaw:+.0f} {pose.pitch:+.0f} {pose.roll:+.0f}"
             f" ({pose.confidence:.2f})",
             "usable": f"{result.face_score.value:.2f} ({result.face_score.confidence:.2f})",

@@ -29,6 +29,7 @@ class TaskHeads(nn.Module):
         "smile": (3,),
         "expression": tuple(range(5, 5 + len(EXPRESSIONS))),
         "glasses": (5 + len(EXPRESSIONS),),
+        "facial_hair": (8 + len(EXPRESSIONS),),
     }
 
     def __init__(self, inputs: int, embedding: int = 128, hidden: int = 384) -> None:
@@ -39,7 +40,7 @@ class TaskHeads(nn.Module):
         )
         self.identity_linear = nn.Linear(inputs, embedding)
         self.trunk = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(0.2))
-        self.attributes = nn.Linear(hidden, 5 + len(EXPRESSIONS) + 3)
+        self.attributes = nn.Linear(hidden, 5 + len(EXPRESSIONS) + 4)
         self.pose = nn.Linear(hidden, 4)
         self.landmarks = nn.Linear(hidden, 2 * LANDMARKS)
         self.landmarks_linear = nn.Linear(inputs, 2 * LANDMARKS, bias=False)
@@ -64,7 +65,7 @@ class TaskHeads(nn.Module):
     def numbers(self, basic: Tensor) -> tuple[Tensor, ...]:
         """As `forward`, without the last output, the parsing map."""
         h = self.trunk(basic)  # [N, hidden]
-        a = self.attributes(h)  # [N, 15]
+        a = self.attributes(h)  # [N, 16]
         n = 5 + len(EXPRESSIONS)
         errors = self.errors(h)  # [N, 2]
         offsets = 0.05 * (self.landmarks(h) + self.landmarks_linear(basic))
@@ -82,6 +83,7 @@ class TaskHeads(nn.Module):
             a[:, n],
             a[:, n + 1],
             a[:, n + 2],
+            a[:, n + 3],
         )
 
     def parsing_logits(self, basic: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Estimate(_message.Message):
     def __init__(self, value: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class FaceAnalysis(_message.Message):
-    __slots__ = ("face", "embedding", "embedding_confidence", "age", "gender", "smile", "yaw", "pitch", "roll", "landmarks", "landmarks_confidence", "analysed_time", "status", "face_score", "visit_id", "expression", "glasses", "eyes_open", "mouth_open", "areas", "parsing")
+    __slots__ = ("face", "embedding", "embedding_confidence", "age", "gender", "smile", "yaw", "pitch", "roll", "landmarks", "landmarks_confidence", "analysed_time", "status", "face_score", "visit_id", "expression", "glasses", "eyes_open", "mouth_open", "areas", "parsing", "facial_hair")
     FACE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class FaceAnalysis(_message.Message):
     MOUTH_OPEN_FIELD_NUMBER: _ClassVar[int]
     AREAS_FIELD_NUMBER: _ClassVar[int]
     PARSING_FIELD_NUMBER: _ClassVar[int]
+    FACIAL_HAIR_FIELD_NUMBER: _ClassVar[int]
     face: _common_pb2.FaceInfo
     embedding: _containers.RepeatedScalarFieldContainer[float]
     embedding_confidence: float
@@ -72,7 +73,8 @@ class FaceAnalysis(_message.Message):
     mouth_open: Estimate
     areas: _containers.RepeatedScalarFieldContainer[float]
     parsing: bytes
-    def __init__(self, face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., embedding: _Optional[_Iterable[float]] = ..., embedding_confidence: _Optional[float] = ..., age: _Optional[_Union[Estimate, _Mapping]] = ..., gender: _Optional[_Union[Estimate, _Mapping]] = ..., smile: _Optional[_Union[Estimate, _Mapping]] = ..., yaw: _Optional[_Union[Estimate, _Mapping]] = ..., pitch: _Optional[_Union[Estimate, _Mapping]] = ..., roll: _Optional[_Union[Estimate, _Mapping]] = ..., landmarks: _Optional[_Iterable[float]] = ..., landmarks_confidence: _Optional[float] = ..., analysed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[ResultStatus, str]] = ..., face_score: _Optional[_Union[Estimate, _Mapping]] = ..., visit_id: _Optional[str] = ..., expression: _Optional[_Union[Expression, _Mapping]] = ..., glasses: _Optional[_Union[Estimate, _Mapping]] = ..., eyes_open: _Optional[_Union[Estimate, _Mapping]] = ..., mouth_open: _Optional[_Union[Estimate, _Mapping]] = ..., areas: _Optional[_Iterable[float]] = ..., parsing: _Optional[bytes] = ...) -> None: ...
+    facial_hair: Estimate
+    def __init__(self, face: _Optional[_Union[_common_pb2.FaceInfo, _Mapping]] = ..., embedding: _Optional[_Iterable[float]] = ..., embedding_confidence: _Optional[float] = ..., age: _Optional[_Union[Estimate, _Mapping]] = ..., gender: _Optional[_Union[Estimate, _Mapping]] = ..., smile: _Optional[_Union[Estimate, _Mapping]] = ..., yaw: _Optional[_Union[Estimate, _Mapping]] = ..., pitch: _Optional[_Union[Estimate, _Mapping]] = ..., roll: _Optional[_Union[Estimate, _Mapping]] = ..., landmarks: _Optional[_Iterable[float]] = ..., landmarks_confidence: _Optional[float] = ..., analysed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., status: _Optional[_Union[ResultStatus, str]] = ..., face_score: _Optional[_Union[Estimate, _Mapping]] = ..., visit_id: _Optional[str] = ..., expression: _Optional[_Union[Expression, _Mapping]] = ..., glasses: _Optional[_Union[Estimate, _Mapping]] = ..., eyes_open: _Optional[_Union[Estimate, _Mapping]] = ..., mouth_open: _Optional[_Union[Estimate, _Mapping]] = ..., areas: _Optional[_Iterable[float]] = ..., parsing: _Optional[bytes] = ..., facial_hair: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
 
 class Expression(_message.Message):
     __slots__ = ("name", "confidence")
