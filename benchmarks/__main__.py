@@ -119,7 +119,8 @@ def plots(speed: Mapping[str, Any], services: Mapping[str, Any], path: Path) -> 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    decode = {size: speed["ms"][f"decode {size}"] for size in speed["roofline"]}
+    prefix = "decode "
+    decode = {n.removeprefix(prefix): x for n, x in speed["ms"].items() if n.startswith(prefix)}
     drawings = (
         ("faces in a frame", "ms a frame", speed["faces_in_frame_ms"]),
         ("cameras", "frames a second", services.get("cameras_frames_a_second", {})),
@@ -204,6 +205,11 @@ def report() -> None:
         "and written once; the share is of the whole decoding, entropy coding included.",
         markdown_table(("side", "multiply-adds", "bytes", "least", "ours", "share"), roofline),
     ]
+    on_gpu = speed["figures"].get("pictures_batch_ms")
+    if on_gpu:
+        cells = [[n, f"{x} ms", f"{x / int(n):.1f} ms"] for n, x in on_gpu.items()]
+        heads_of = ("pictures of the largest size at once", "time", "for each")
+        parts += ["### Synthesis on the GPU", markdown_table(heads_of, cells)]
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

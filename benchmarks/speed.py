@@ -34,7 +34,7 @@ from sfic.locations import demo_photograph
 from sfic.networks.generator import CHANNELS, IMAGE_SIZE, RESOLUTIONS
 from sfic.openvino_session import has_bfloat16
 from sfic.pictures import read_picture
-from sfic.runtime import OPENVINO, PROVIDERS
+from sfic.runtime import CUDA, OPENVINO, PROVIDERS
 
 FRAME = (720, 1280)
 FACES = (1, 2, 4, 8, 16, 32)
@@ -158,6 +158,20 @@ def avif(crop: NDArray[np.uint8]) -> Callable[[], object]:
     return lambda: picture.save(io.BytesIO(), format="AVIF", quality=0)
 
 
+def on_gpu(codec: Codec, repeat: int) -> dict[str, float]:
+    """Milliseconds of a batch of the largest pictures, by its size, without what the CPU does."""
+    generator = codec._generator
+    styles = np.zeros((max(BATCHES), codec.bundle.meta["styles"], 512), np.float32)
+    features = generator.features(styles)
+    return in_turns(
+        {
+            str(n): lambda n=n: generator.image(styles[:n], features[:n], codec.sizes[-1])
+            for n in BATCHES
+        },
+        repeat,
+    )
+
+
 def measure(cores: int, repeat: int, provider: str) -> dict[str, Any]:
     """All figures: times in milliseconds under `ms`, curves, and the share of the roofline."""
     codec = Codec.load(provider=provider, threads=cores)
@@ -208,6 +222,8 @@ def measure(cores: int, repeat: int, provider: str) -> dict[str, Any]:
     alone = Codec.load(provider=provider, threads=1)
     times |= in_turns({"preview 128, one core": lambda: alone.decode(coded, "basic", 128)}, repeat)
 
+    painted = on_gpu(codec, repeat) if codec.provider == CUDA else {}
+
     products, copied = machine_peak(cores)
     half = codec.provider == OPENVINO and has_bfloat16()
     if half:
@@ -223,10 +239,13 @@ def measure(cores: int, repeat: int, provider: str) -> dict[str, Any]:
             "least_ms": round(least, 2),
             "share": round(least / times[f"decode {size}"], 3),
         }
+    if painted:
+        shares = {}  # the peak is the CPU's
     return {
         "cores": cores,
         "provider": codec.provider,
-        "arithmetic": "bfloat16" if half else "float32",
+        "arithmetic": "float16" if painted else "bfloat16" if half else "float32",
+        "pictures_batch_ms": painted,
         "vvc": "on PATH, see benchmarks.quality" if shutil.which("vvencapp") else "not measured",
         "ms": times,
         "faces_in_frame_ms": {str(found[int(n)]): ms for n, ms in in_frame.items()},

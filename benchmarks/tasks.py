@@ -218,15 +218,23 @@ def attribute_tasks(table: Table, originals: Originals) -> None:
     )
     rows = [basics.rows[i] for i in chosen]
     bearded = np.array([seen[i] == 1 for i in chosen], np.bool_)
-    found = hair[chosen]
+    found, sets = hair[chosen], np.array([row.set for row in rows])
+
+    def within_sets(i: npt.NDArray[np.int64]) -> float:
+        """Of the pairs within a set: how many men have a beard differs from set to set."""
+        groups = [i[sets[i] == name] for name in np.unique(sets[i])]
+        pairs = [int(bearded[g].sum() * (~bearded[g]).sum()) for g in groups]
+        right = [n * auc(found[g], bearded[g]) for n, g in zip(pairs, groups, strict=True) if n]
+        return sum(right) / sum(pairs) if sum(pairs) else float("nan")
+
     table.add(
-        "facial hair of men, AUC",
+        "facial hair of men, AUC within sets",
         "all sets",
         "",
         rows,
-        lambda i: auc(found[i], bearded[i]),
+        within_sets,
         chosen,
-        groups=by_label(rows, "group"),
+        groups=by_label(rows, "set", "group"),
     )
 
 

@@ -76,7 +76,8 @@ class DecoderSettings(EdgeClientSettings):
         le=64,
         title="Pictures synthesised at once",
         description="With two, one picture's packets are decoded and its PNG is packed, each on "
-        "one core, while another is synthesised. More need more memory and gain little.",
+        "one core, while another is synthesised. On a CPU more need more memory and gain little; "
+        "on a GPU it is the largest batch.",
     )
     max_requests: int = Field(
         64,

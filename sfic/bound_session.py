@@ -2,33 +2,38 @@
 
 What belongs here: running one of the prior's graphs with fixed batch sizes and buffers on a device.
 When it is used is `sfic.runtime`'s to say. The device may be the CPU, which is how it is tested
-where there is no GPU: no faster there than a plain session.
+where there is no GPU: no faster there than a plain session, and in float32 but for weights.
 
-- The graph computes in float16; its inputs and outputs stay float32. On the demo's face the picture
-  of 1024x1024 differs by 77 dB from that in float32.
+- The graph computes in float16; its inputs and outputs stay float32.
 - A batch of N faces is padded to the next of `BATCHES`. For each there is one plan: a session with
   that batch size written into the graph, so that nothing of it is left to compute from shapes, and
-  buffers for its inputs and outputs that stay where they are.
+  buffers for its inputs and outputs that stay where they are. That of one face is made when the
+  network is loaded, the others when they are first wanted.
 - So CUDA can record a run as one graph of kernels, and replay it. Where ONNX Runtime says that it
   cannot (some node is not on the GPU), the plan runs without.
-- Faces of callers that wait for the same outputs run together, up to the largest batch.
+- One thread of the process does all that touches the device: CUDA records what any thread does, and
+  ONNX Runtime keeps a recording for the thread that made it. Callers wait for it, and faces that
+  wait for the same network run together, up to the largest batch. A batch that fails is tried again
+  as single calls, and such large batches are not made again.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from sfic.errors import BundleError, MissingExtra, ProviderUnavailable
+from sfic.errors import BundleError, InvalidInput, MissingExtra, ProviderUnavailable, SficError
 
-__all__ = ["BATCHES", "CUDA", "BoundSession", "in_float16"]
+__all__ = ["BATCHES", "CUDA", "BoundSession", "gpu_starts", "in_float16"]
 
 CUDA: Final = "CUDAExecutionProvider"
 BATCHES: Final = (1, 2, 4, 8, 16)
@@ -40,16 +45,24 @@ _Array = npt.NDArray[Any]
 _log = structlog.get_logger(__name__)
 
 
+def _onnx() -> Any:
+    try:
+        import onnx
+        import onnx.helper
+        import onnx.numpy_helper
+    except ImportError as error:
+        raise MissingExtra("onnx is not installed: pip install 'sfic[gpu]'") from error
+    return onnx
+
+
 def in_float16(network: bytes) -> bytes:
     """The network, computing in float16; `row`, where it is an input, is the constant 0.
 
     MissingExtra without the package `onnx`.
     """
-    try:
-        import onnx
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-    except ImportError as error:
-        raise MissingExtra("onnx is not installed: pip install 'sfic[gpu]'") from error
+    onnx = _onnx()
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
     try:
         model = onnx.load_model_from_string(network)
     except Exception as error:
@@ -62,34 +75,59 @@ def in_float16(network: bytes) -> bytes:
     return half
 
 
+@cache
+def gpu_starts() -> bool:
+    """Whether ONNX Runtime's CUDA provider is there and runs something; says why not, once."""
+    import onnxruntime
+
+    if CUDA not in onnxruntime.get_available_providers():
+        return False
+    try:
+        helper = _onnx().helper
+        kind = _onnx().TensorProto.FLOAT
+        given, made = (helper.make_tensor_value_info(x, kind, [_BATCH, 1]) for x in "xy")
+        graph = helper.make_graph(
+            [helper.make_node("Relu", ["x"], ["y"])], "probe", [given], [made]
+        )
+        opset = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+        BoundSession(model.SerializeToString()).run(["y"], {"x": np.ones((1, 1), np.float32)})
+    except SficError as error:
+        _log.warning("no GPU", why=error.message)
+        return False
+    return True
+
+
+class _Node(NamedTuple):
+    """An input or output, as ONNX Runtime describes one."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class _Call:
-    """What one caller asks, and what it gets."""
+    """What one caller asks: float32 [N, ...] of each input; gets that of each output."""
 
-    outputs: tuple[str, ...]
     inputs: Mapping[str, _Array]
-    results: list[_Array] = field(default_factory=list)
-    error: Exception | None = None
-    done: bool = False
+    count: int
+    answer: Future[dict[str, _Array]] = field(default_factory=Future)
 
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Alike in calls that can run together."""
-        return self.outputs, sorted((name, x.shape[1:]) for name, x in self.inputs.items())
 
-    @property
-    def count(self) -> int:
-        return len(next(iter(self.inputs.values())))
+@cache
+def _device_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "device")
 
 
 class BoundSession:
     """The part of `onnxruntime.InferenceSession` that the prior uses. Safe to share by threads."""
 
     def __init__(self, network: Path | bytes, threads: int = 0, *, device: str = "cuda") -> None:
-        """Read a network, a file or its bytes. `device`: "cuda", or "cpu" for tests.
+        """Read a network, a file or its bytes, and run it once.
 
-        Raises BundleError when it cannot be read, ProviderUnavailable when the device does not
-        start, MissingExtra without the package `onnx`.
+        `device`: "cuda", or "cpu" in tests.
+        Raises BundleError when it cannot be read or run, ProviderUnavailable when the device does
+        not start, MissingExtra without the package `onnx`.
         """
         try:
             content = network if isinstance(network, bytes) else network.read_bytes()
@@ -98,156 +136,169 @@ class BoundSession:
         self._network = in_float16(content)
         self._threads = threads
         self._device = device
+        self._most = BATCHES[-1]
         self._waiting: list[_Call] = []
-        self._waiting_lock = threading.Lock()
-        self._running = threading.Lock()
-        self._plans: dict[tuple[int, tuple[str, ...]], _Plan] = {}
-        session = _session(self._network, 1, threads, device, recorded=False)
-        self._inputs = session.get_inputs()
-        self._outputs = session.get_outputs()
+        self._lock = threading.Lock()
+        self._plans: dict[int, _Plan] = {}
+        first = _device_thread().submit(self._plan, 1).result()
+        self._inputs, self._outputs = first.inputs, first.outputs
 
-    def get_inputs(self) -> Sequence[Any]:
-        """As ONNX Runtime describes them, for one face."""
-        inputs: Sequence[Any] = self._inputs
-        return inputs
+    def get_inputs(self) -> Sequence[_Node]:
+        """Names and shapes, for one face."""
+        return self._inputs
 
-    def get_outputs(self) -> Sequence[Any]:
-        """As ONNX Runtime describes them, for one face."""
-        outputs: Sequence[Any] = self._outputs
-        return outputs
+    def get_outputs(self) -> Sequence[_Node]:
+        """Names and shapes, for one face."""
+        return self._outputs
 
     def get_providers(self) -> list[str]:
-        """The execution provider; "bound CPU" of a test."""
+        """The execution provider; "bound CPU" in tests."""
         return [CUDA if self._device == "cuda" else "bound CPU"]
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, _Array]) -> list[_Array]:
-        """The outputs named, of inputs [N, ...], float32, each of the same N."""
-        call = _Call(tuple(outputs), inputs)
-        with self._waiting_lock:
+        """The outputs named, of inputs [N, ...], float32, each of the same N; else InvalidInput."""
+        counts = {len(x) for x in inputs.values()}
+        shapes = {name: tuple(x.shape[1:]) for name, x in inputs.items()}
+        wanted = {node.name: node.shape[1:] for node in self._inputs}
+        if shapes != wanted or len(counts) != 1 or not min(counts):
+            given = {name: x.shape for name, x in inputs.items()}
+            raise InvalidInput(f"a network of inputs {wanted}, of one face, is given {given}")
+        call = _Call(inputs, counts.pop())
+        with self._lock:
             self._waiting.append(call)
-        with self._running:  # the buffers are one run's at a time, and so is the device
-            if not call.done:
-                self._serve(self._taken(call))
-        if call.error is not None:
-            raise call.error
-        return call.results
+        _device_thread().submit(self._serve)
+        answer = call.answer.result()
+        return [answer[name] for name in outputs]
 
-    def _taken(self, first: _Call) -> list[_Call]:
-        """This call, and those that wait for the same, as far as a batch goes."""
-        taken, count = [first], first.count
-        with self._waiting_lock:
-            self._waiting.remove(first)
-            for call in list(self._waiting):
-                if call.kind == first.kind and count + call.count <= BATCHES[-1]:
-                    self._waiting.remove(call)
-                    taken.append(call)
-                    count += call.count
-        return taken
+    # -- on the device's thread
 
-    def _serve(self, calls: Sequence[_Call]) -> None:
-        try:
-            inputs = {
-                name: np.concatenate([call.inputs[name] for call in calls])
-                for name in calls[0].inputs
-            }
-            count = sum(call.count for call in calls)
-            parts = [
-                self._run(
-                    calls[0].outputs, {k: v[at : at + BATCHES[-1]] for k, v in inputs.items()}
-                )
-                for at in range(0, count, BATCHES[-1])
-            ]
-            whole = [np.concatenate(part) for part in zip(*parts, strict=True)]
-            ends = np.cumsum([call.count for call in calls])
-            for call, end in zip(calls, ends.tolist(), strict=True):
-                call.results = [output[end - call.count : end] for output in whole]
-        except Exception as error:
+    def _serve(self) -> None:
+        """Answer who waits longest, and others with it."""
+        with self._lock:
+            calls = self._waiting[:1]
+            for call in self._waiting[1:]:
+                if sum(c.count for c in calls) + call.count <= self._most:
+                    calls.append(call)
             for call in calls:
-                call.error = error
+                self._waiting.remove(call)
+        if not calls:
+            return  # served with an earlier one
+        count = sum(call.count for call in calls)
+        try:
+            made = self._run({n: _joined([c.inputs[n] for c in calls]) for n in calls[0].inputs})
+        except Exception as error:
+            if len(calls) > 1:
+                self._most = max(1, min(self._most, count) // 2)
+                _log.warning("a batch failed", faces=count, most=self._most, why=str(error))
+                with self._lock:
+                    self._waiting[:0] = calls
+                for _ in calls:
+                    self._serve()
+                return
+            calls[0].answer.set_exception(error)
+            return
+        end = 0
         for call in calls:
-            call.done = True
+            begin, end = end, end + call.count
+            call.answer.set_result({name: value[begin:end] for name, value in made.items()})
 
-    def _run(self, outputs: tuple[str, ...], inputs: Mapping[str, _Array]) -> list[_Array]:
+    def _run(self, inputs: Mapping[str, _Array]) -> dict[str, _Array]:
         count = len(next(iter(inputs.values())))
-        batch = next(size for size in BATCHES if size >= count)
-        key = batch, outputs
-        if key not in self._plans:
-            self._plans[key] = _plan(self._network, key, inputs, self._threads, self._device)
-        return [output[:count] for output in self._plans[key].run(inputs)]
+        parts = []
+        for at in range(0, count, self._most):
+            part = {name: value[at : at + self._most] for name, value in inputs.items()}
+            given = min(self._most, count - at)
+            plan = self._plan(next(size for size in BATCHES if size >= given))
+            parts.append({name: value[:given] for name, value in plan.run(part).items()})
+        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+    def _plan(self, batch: int) -> _Plan:
+        if batch not in self._plans:
+            self._plans[batch] = self._made(batch)
+        return self._plans[batch]
+
+    def _made(self, batch: int) -> _Plan:
+        if self._device == "cuda":
+            try:
+                return _Plan(self._network, batch, self._threads, self._device, recorded=True)
+            except ProviderUnavailable:
+                raise
+            except SficError as error:
+                _log.warning("no CUDA graph", batch=batch, why=error.message)
+        return _Plan(self._network, batch, self._threads, self._device, recorded=False)
 
 
 class _Plan:
-    """A session of one batch size, and its buffers on the device."""
+    """A session of one batch size, and its buffers on the device; it has run once."""
 
     def __init__(
-        self,
-        session: Any,
-        outputs: Sequence[str],
-        shapes: Mapping[str, tuple[int, ...]],
-        device: str,
+        self, network: bytes, batch: int, threads: int, device: str, *, recorded: bool
     ) -> None:
-        """`shapes`: of the inputs, batch included."""
-        from onnxruntime import OrtValue
-
-        self._session = session
-        self._inputs = {
-            name: OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), device, 0)
-            for name, shape in shapes.items()
-        }
-        self._binding = session.io_binding()
-        for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
-        self._outputs = []
-        for node in session.get_outputs():
-            if node.name in outputs:
-                shape = tuple(int(side) for side in node.shape)
-                empty = OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
-                self._binding.bind_ortvalue_output(node.name, empty)
-                self._outputs.append((node.name, empty))
-        self._order = [[name for name, _ in self._outputs].index(name) for name in outputs]
-        self._session.run_with_iobinding(self._binding)  # the first run records, where it can
-
-    def run(self, inputs: Mapping[str, _Array]) -> list[_Array]:
-        """Outputs of the whole batch; the last row given stands for those that are missing."""
-        for name, value in self._inputs.items():
-            rows = np.ascontiguousarray(inputs[name], np.float32)
-            if len(rows) < value.shape()[0]:
-                rows = np.concatenate((rows, np.repeat(rows[-1:], value.shape()[0] - len(rows), 0)))
-            value.update_inplace(rows)
-        self._session.run_with_iobinding(self._binding)
-        return [np.array(self._outputs[i][1].numpy()) for i in self._order]
-
-
-def _plan(
-    network: bytes,
-    key: tuple[int, tuple[str, ...]],
-    inputs: Mapping[str, _Array],
-    threads: int,
-    device: str,
-) -> _Plan:
-    batch, outputs = key
-    shapes = {name: (batch, *value.shape[1:]) for name, value in inputs.items()}
-    if device == "cuda":
+        """`recorded`: as a CUDA graph. BundleError when it does not run."""
         try:
-            session = _session(network, batch, threads, device, recorded=True)
-            return _Plan(session, outputs, shapes, device)
-        except ProviderUnavailable:
+            session = _session(network, batch, threads, device, recorded)
+            self.inputs, self.outputs = (
+                [_Node(node.name, tuple(int(side) for side in node.shape)) for node in nodes]
+                for nodes in (session.get_inputs(), session.get_outputs())
+            )
+            self._session, self._binding = session, session.io_binding()
+            self._given = {node.name: _buffer(node, device) for node in self.inputs}
+            self._made = {node.name: _buffer(node, device) for node in self.outputs}
+            for name, value in self._given.items():
+                self._binding.bind_ortvalue_input(name, value)
+            for name, value in self._made.items():
+                self._binding.bind_ortvalue_output(name, value)
+            session.run_with_iobinding(self._binding)  # records, where it is to
+        except SficError:
             raise
         except Exception as error:
-            _log.warning("no CUDA graph", batch=batch, why=str(error))
-    return _Plan(_session(network, batch, threads, device, recorded=False), outputs, shapes, device)
+            raise BundleError(f"a network does not run on {device}: {error}") from error
+
+    def run(self, inputs: Mapping[str, _Array]) -> dict[str, _Array]:
+        """All outputs of the whole batch; the last row given stands for those that are missing."""
+        for name, value in self._given.items():
+            rows = np.ascontiguousarray(inputs[name], np.float32)
+            missing = value.shape()[0] - len(rows)
+            value.update_inplace(np.concatenate((rows, np.repeat(rows[-1:], missing, axis=0))))
+        self._session.run_with_iobinding(self._binding)
+        return {name: np.array(value.numpy()) for name, value in self._made.items()}
 
 
-def _session(network: bytes, batch: int, threads: int, device: str, *, recorded: bool) -> Any:
+def _buffer(node: _Node, device: str) -> Any:
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(np.zeros(node.shape, np.float32), device, 0)
+
+
+def _joined(arrays: Sequence[_Array]) -> _Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+@cache
+def _preloaded() -> None:
+    import onnxruntime
+
+    # CUDA's and cuDNN's libraries from their packages, where the linker would not look.
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls(directory="")
+
+
+def _session(network: bytes, batch: int, threads: int, device: str, recorded: bool) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_free_dimension_override_by_name(_BATCH, batch)
-    cpu = "CPUExecutionProvider"
-    cuda = (CUDA, {"enable_cuda_graph": "1"} if recorded else {})
-    session = ort.InferenceSession(network, options, providers=[cuda, cpu][device == "cpu" :])
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device == "cuda":
+        _preloaded()
+        # A session for each batch size: none may take more than it needs.
+        settings = {"arena_extend_strategy": "kSameAsRequested"}
+        if recorded:
+            settings["enable_cuda_graph"] = "1"
+        providers.insert(0, (CUDA, settings))
+    session = ort.InferenceSession(network, options, providers=providers, enable_fallback=0)
     if device == "cuda" and session.get_providers()[0] != CUDA:
         raise ProviderUnavailable("CUDA was asked for, but ONNX Runtime could not start it")
     return session

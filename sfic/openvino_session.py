@@ -135,11 +135,13 @@ class OpenVinoSession:
         return [OPENVINO]
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, _Array]) -> list[_Array]:
-        """The outputs named, for these inputs."""
-        graph = self._compiled_for(inputs)
-        given = {k: v for k, v in inputs.items() if k in graph.inputs}
-        if len(given) != graph.needed:
-            raise BundleError(f"a network needs {graph.needed} inputs, {sorted(given)} are given")
+        """The outputs named, for these inputs; BundleError when one is missing."""
+        missing = sorted({node.name for node in self._inputs} - set(inputs))
+        graph = None if missing else self._compiled_for(inputs)
+        given = {k: v for k, v in inputs.items() if graph and k in graph.inputs}
+        if graph is None or len(given) != graph.needed:
+            # It would compute with whatever its memory holds.
+            raise BundleError(f"a network lacks inputs: {missing or sorted(given)}")
         with graph.request() as request:
             request.infer(given)
             return [np.array(request.get_tensor(name).data) for name in outputs]

@@ -10,9 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
-from sfic.bound_session import CUDA, BoundSession
+from sfic.bound_session import CUDA, BoundSession, gpu_starts
 from sfic.errors import BundleError, MissingExtra, ProviderUnavailable
 from sfic.openvino_session import OPENVINO, OpenVinoSession, has_bfloat16
 
@@ -20,8 +18,6 @@ __all__ = ["CPU", "CUDA", "OPENVINO", "PROVIDERS", "choose_provider", "make_sess
 
 CPU: Final = "CPUExecutionProvider"
 PROVIDERS: Final = ("auto", "cpu", "openvino", "cuda")
-
-_log = structlog.get_logger(__name__)
 
 
 def _onnxruntime() -> Any:
@@ -37,7 +33,7 @@ def _onnxruntime() -> Any:
 def choose_provider(wanted: str) -> str:
     """The execution provider for "auto", "cpu", "openvino" or "cuda".
 
-    "cpu" is ONNX Runtime's. "auto" takes the first that is there of a GPU, OpenVINO on a CPU with
+    "cpu" is ONNX Runtime's. "auto" takes the first of a GPU that starts, OpenVINO on a CPU with
     bfloat16 (on others it is no faster), and ONNX Runtime. Raises ProviderUnavailable when "cuda"
     is asked for and is not there.
     """
@@ -45,18 +41,14 @@ def choose_provider(wanted: str) -> str:
         raise ProviderUnavailable(f"unknown provider {wanted!r}: one of {', '.join(PROVIDERS)}")
     if wanted == "openvino":
         return OPENVINO
-    there = CUDA in _onnxruntime().get_available_providers()
-    if wanted == "cuda" and not there:
+    ort = _onnxruntime()
+    if wanted == "cuda" and CUDA not in ort.get_available_providers():
         raise ProviderUnavailable(
             "CUDA was asked for, but this ONNX Runtime has no CUDA provider: "
             "install the extra 'gpu' in place of 'cpu'"
         )
-    if there and wanted != "cpu":
+    if wanted == "cuda" or (wanted == "auto" and gpu_starts()):
         return CUDA
-    return _without_gpu(wanted)
-
-
-def _without_gpu(wanted: str) -> str:
     return OPENVINO if wanted == "auto" and has_bfloat16() else CPU
 
 
@@ -72,20 +64,13 @@ def make_session(
 
     `provider`: see `choose_provider`. `threads`: threads of one run, 0: all cores. `arena`: keep
     the memory of a run for the next, which pays where it is tens of megabytes a run. `exact`: in
-    float32, whatever the CPU has. On a GPU it computes in float16 (`sfic.bound_session`). Where
-    "auto" finds a GPU that does not start, it takes what is next, and says so. Raises BundleError
-    when the file cannot be loaded, ProviderUnavailable when the GPU was asked for and the session
-    does not get it.
+    float32, whatever the CPU has. On a GPU it computes in float16 (`sfic.bound_session`). Raises
+    BundleError when the file cannot be loaded, ProviderUnavailable when the GPU was asked for and
+    the session does not get it.
     """
     chosen = choose_provider(provider)
     if chosen == CUDA:
-        try:
-            return BoundSession(network, threads)
-        except ProviderUnavailable as error:
-            if provider == "cuda":
-                raise
-            chosen = _without_gpu(provider)
-            _log.warning("no GPU", why=error.message, instead=chosen)
+        return BoundSession(network, threads)
     if chosen == OPENVINO:
         return OpenVinoSession(network, threads, exact=exact)
     ort = _onnxruntime()

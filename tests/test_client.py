@@ -222,6 +222,8 @@ async def test_export(tmp_path: Path) -> None:
         assert (rows[0]["expression"], rows[1]["expression"]) == (known.expression, "")
         assert known.glasses is not None
         assert float(rows[0]["glasses"]) == pytest.approx(known.glasses.value, rel=1e-5)
+        assert known.facial_hair is not None and unknown.facial_hair is None
+        assert float(rows[0]["facial_hair"]) == pytest.approx(known.facial_hair.value, rel=1e-5)
         assert float(rows[0]["area_hair"]) == pytest.approx(known.areas["hair"], rel=1e-5)
 
         target = tmp_path / "results.parquet"

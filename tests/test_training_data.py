@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from training.data import Geometry, augment_geometry, degrade_capture  # noqa: E402
+from training.data import (  # noqa: E402
+    FaceRow,
+    Geometry,
+    augment_geometry,
+    degrade_capture,
+    read_facial_hair,
+)
 from training.mesh_points import FLIP_68  # noqa: E402
+from training.train_heads import facial_hair_of  # noqa: E402
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -38,3 +47,12 @@ def test_augmentation_keeps_shape_and_type() -> None:
     for change in (augment_geometry, degrade_capture):
         made = change(picture, rng)
         assert made.shape == picture.shape and made.dtype == np.uint8
+
+
+def test_facial_hair_is_taught_where_it_is_known() -> None:
+    """Labels first; no label, and surely female: none; else nothing is said."""
+    labels = read_facial_hair()
+    path, label = next((p, x) for p, x in labels.items() if x == 1)
+    rows = [FaceRow(Path(p), "train", "ffhq256", {"path": p}) for p in (path, "a", "b")]
+    found = facial_hair_of(rows, np.array([0.0, 0.05, 0.4], np.float32))
+    assert found[:2].tolist() == [label, 0.0] and found[2].isnan()

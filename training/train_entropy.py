@@ -209,7 +209,9 @@ def build(
     cost: TableCost,
     gains: dict[str, npt.NDArray[np.float32]],
 ) -> nn.Module:
-    """The model that `--model` names, at its start."""
+    """The model that `--model` names, at its start, or as `--init` left it."""
+    if args.init:
+        return EntropyTransformer.from_arrays(dict(np.load(args.init))).requires_grad_(True)
     base, sizes = fit_base(data, cost), sizes_of(data)
     if args.model == "factorised":
         return Factorised(base)
@@ -270,6 +272,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model", choices=("transformer", "factorised"), default="transformer"
     )
+    parser.add_argument("--init", type=Path, help="entropy.npz of a codec alike to go on from")
     parser.add_argument("--symbols", type=Path, help="folder that keeps the collected symbols")
     parser.add_argument("--rates-each", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="use only so many training pictures")
