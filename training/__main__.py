@@ -21,7 +21,7 @@ CONFIGS = Path("training") / "configs"
 CODEC = (
     *("codec-v2", "codec-v2-spatial", "codec-v2-joint"),
     *("codec-v3-spatial", "codec-v4-spatial", "codec-v5-filter"),
-    *("codec-v6-spatial", "codec-v6-correct", "codec-v7-filter"),
+    *("codec-v6-spatial", "codec-v6-correct", "codec-v7-filter", "codec-v8-spatial"),
 )
 WIDER = ("codec-v3-spatial", "codec-v4-spatial")
 FITTED: dict[str, list[str]] = {
