@@ -15,7 +15,7 @@ import argparse
 import csv
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +367,13 @@ def plain(value: Any) -> Any:
     return value
 
 
+def edges(group: Mapping[str, float]) -> str:
+    """The interval in words; there is none where too few resamples have the statistic."""
+    if not np.isfinite(group["low"]):
+        return "no interval"
+    return f"{group['low']:.3f} to {group['high']:.3f}"
+
+
 def markdown(
     rate: int, table: Table, vvc: Sequence[dict[str, Any]], no_vvc: Sequence[str]
 ) -> list[str]:
@@ -397,7 +404,7 @@ def markdown(
         for x in grouped:
             values = [g["value"] for g in x.by_group.values()]
             cells = "; ".join(
-                f"{name} {g['value']:.3f} ({g['low']:.3f} to {g['high']:.3f}; {g['count']})"
+                f"{name} {g['value']:.3f} ({edges(g)}; {g['count']})"
                 for name, g in x.by_group.items()
             )
             rows.append([x.task, cells, f"{max(values) - min(values):.3f}"])
