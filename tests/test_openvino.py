@@ -94,6 +94,15 @@ def test_takes_several_faces(float32: None) -> None:
         assert np.allclose(ours.run(["image_64"], one)[0][0], together[i], atol=1e-4)
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU computes in float32")
+def test_weights_take_two_bytes() -> None:
+    path = models_dir() / "analysis.onnx"  # whose weights are float16, too
+    (compiled,) = OpenVinoSession(path, 1)._compiled.values()
+    assert openvino_session._exported(compiled._model).size < 1.1 * path.stat().st_size
+    (exact,) = OpenVinoSession(path, 1, exact=True)._compiled.values()
+    assert openvino_session._exported(exact._model).size > 1.8 * path.stat().st_size
+
+
 def test_threads_share_a_session() -> None:
     graph = network("generator_high.onnx", "image_128")
     session = OpenVinoSession(graph, threads=1)
