@@ -221,11 +221,12 @@ class OpenVinoSession:
             if port.any_name == _ROW and not inputs[_ROW].any():
                 _replace_by_zero(model, port)
         model.reshape({port.any_name: list(inputs[port.any_name].shape) for port in model.inputs})
+        half = any(n.get_element_type().to_string() == "f16" for n in _nodes(model, "Constant"))
         _fold_constants(model)
         noise = _give_noise(model)
         _convolve(model)
         _shuffle_haar(model)
-        if has_bfloat16() and not self._exact:
+        if half and has_bfloat16() and not self._exact:
             _store_in_float16(model)
         return noise
 
@@ -349,7 +350,7 @@ def _fold_constants(model: Any) -> None:
 
 
 def _store_in_float16(model: Any) -> None:
-    """Weights that are computed with in bfloat16: half the memory, and half of what is kept."""
+    """Weights that were float16, and are computed with in bfloat16: half of the memory and file."""
     try:
         # What `openvino.save_model` does by default, which has no other name in Python.
         from openvino._offline_transformations import compress_model_transformation
