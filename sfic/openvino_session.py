@@ -13,6 +13,9 @@ none of which changes what is computed (docs/performance.md has what they bring)
 - what is added to features gets their number of axes, without which they change layout for it;
 - constant noise that is added to features is given to each run as an input, for OpenVINO would add
   it to the bias, and then read a constant of the features' full size.
+
+Where it computes in bfloat16, weights of networks that the bundle has in float16 are held so: half
+of the memory, and of what is kept.
 """
 
 from __future__ import annotations
